@@ -33,7 +33,7 @@ from pipelines.dataset.manifest_file import (
 )
 from pipelines.dataset.manifest_rows import ManifestRow
 from pipelines.dataset.manifest_rows import SourceKind as SourceKind
-from pipelines.dataset.packet_table import PacketTable, packets_path, remove_other_packets
+from pipelines.dataset.packet_table import PacketTable, check_packets, packets_path, remove_other_packets
 from pipelines.dataset.paths import decode_path as decode_path
 from pipelines.dataset.paths import encode_path as encode_path
 from pipelines.dataset.paths import format_location
@@ -56,7 +56,7 @@ class Manifest:
     raises DataError if the file was replaced in the meantime.
     """
 
-    def __init__(self, path: Path, folder: Path, file: MappedFile, packets: Path) -> None:
+    def __init__(self, path: Path, folder: Path, file: MappedFile, packets: Path | None) -> None:
         header = file.header
         self.path = path
         self.folder = folder
@@ -73,10 +73,17 @@ class Manifest:
         self._columns: dict[int, Columns] = {}
         self._sum_checked = False
         self._packets_path = packets
-        self._packets = PacketTable.open(packets, self._rows, self.fingerprint)
+        self._packets = None if packets is None else PacketTable.open(packets, self._rows, self.fingerprint)
 
     @classmethod
-    def open(cls, path: str | Path, folder: Path | None = None, *, packets: Path | None = None) -> Manifest:
+    def open(
+        cls,
+        path: str | Path,
+        folder: Path | None = None,
+        *,
+        packets: Path | None = None,
+        indexed: bool = True,
+    ) -> Manifest:
         """Map the manifest at `path` and check its header. Time and memory do not depend on its length.
 
         Args:
@@ -85,6 +92,7 @@ class Manifest:
                 original's folder.
             packets: the file of the videos' packet indexes, which need not exist; by default the one beside
                 the manifest.
+            indexed: whether to use packet indexes; False opens a manifest whose packet indexes are damaged.
 
         Raises:
             DataError: there is no such file, or it is not a manifest, damaged, or of a newer program; or the
@@ -95,7 +103,7 @@ class Manifest:
             path,
             path.parent if folder is None else folder.absolute(),
             open_file(path),
-            packets_path(path) if packets is None else packets.absolute(),
+            (packets or packets_path(path)).absolute() if indexed else None,
         )
         if len(manifest):
             manifest._batch(manifest.num_batches - 1)  # checks how many rows it has
@@ -383,9 +391,9 @@ def write_manifest(
             `path`.
 
     Raises:
-        DataError: the file cannot be written (checked before the first row is requested); a class name is
-            empty or occurs twice; a label is not an index of `class_names`; a weight is negative or not
-            finite, or all are 0.
+        DataError: the file cannot be written, or another file has the name of its packet indexes (checked
+            before the first row is requested); a class name is empty or occurs twice; a label is not an index
+            of `class_names`; a weight is negative or not finite, or all are 0.
     """
     schema = manifest_schema(weighted=weighted, sources=sources)
     if weighted:
@@ -414,6 +422,7 @@ def write_columns(
     if len(set(names)) != len(names):
         repeated = sorted({name for name in names if names.count(name) > 1})
         raise DataError(f"class names must differ; these occur more than once: {', '.join(repeated)}")
+    check_packets(path)
     with _temporary(path, "body", scratch) as body, _temporary(path, "whole", scratch) as whole:
         # The fingerprint is in the schema at the head of the file, but known only after the last row. So the
         # batches are written twice: once to be hashed, once after the final header.
@@ -550,8 +559,8 @@ def _open_for_writing(file: Path, path: Path) -> BinaryIO:
         raise DataError(f"{printable(path)} cannot be written: {error.strerror}") from error
 
 
-def _reopen(path: Path, folder: Path, fingerprint: str, packets: Path) -> Manifest:
-    manifest = Manifest.open(path, folder, packets=packets)
+def _reopen(path: Path, folder: Path, fingerprint: str, packets: Path | None) -> Manifest:
+    manifest = Manifest.open(path, folder, packets=packets, indexed=packets is not None)
     if manifest.fingerprint != fingerprint:
         raise DataError(f"{printable(path)} was replaced by another manifest while a run used it")
     return manifest

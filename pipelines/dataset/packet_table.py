@@ -67,8 +67,10 @@ class PacketTable:
             header = b""  # mmap refuses an empty file
         except OSError as error:
             raise DataError(f"{printable(path)} cannot be read: {error.strerror}") from error
-        if len(header) < _HEADER.size or not header.startswith(_MAGIC):
-            raise _damaged(path, "it does not begin as a file of packet indexes does")
+        if not header.startswith(_MAGIC):
+            raise _foreign(path)
+        if len(header) < _HEADER.size:
+            raise _damaged(path, f"it ends after {len(header)} bytes")
         _, version, count, begin, manifest = _HEADER.unpack(header)
         if version != _VERSION:
             raise _damaged(path, f"it has format {version}, and this program reads {_VERSION}")
@@ -100,6 +102,30 @@ def _damaged(path: Path, why: str) -> DataError:
     return DataError(
         f"{printable(path)} is damaged: {why}. Make it again with `uniformerv2 prepare index`, or delete it"
     )
+
+
+def _foreign(path: Path) -> DataError:
+    return DataError(
+        f"{printable(path)} has the name of a manifest's packet indexes, but does not begin as a file of "
+        "packet indexes does: rename it or the manifest; or delete it, and make it again with "
+        "`uniformerv2 prepare index`"
+    )
+
+
+def check_packets(manifest: Path) -> None:
+    """Raises DataError if another file has the name of the packet indexes of the manifest at a path."""
+    path = packets_path(manifest)
+    try:
+        with path.open("rb") as file:
+            begin = file.read(len(_MAGIC))
+    except FileNotFoundError:
+        return
+    except IsADirectoryError:
+        begin = b""
+    except OSError as error:
+        raise DataError(f"{printable(path)} cannot be read: {error.strerror}") from error
+    if begin != _MAGIC:
+        raise _foreign(path)
 
 
 class PacketTableWriter:
@@ -139,8 +165,10 @@ class PacketTableWriter:
 def write_packet_table(manifest: Path) -> Iterator[PacketTableWriter]:
     """Write the packet indexes of the manifest at a path; the file is renamed after `finish`, at the end.
 
-    Memory does not grow with the rows. Raises OSError where the file cannot be written.
+    Memory does not grow with the rows. Raises OSError where the file cannot be written, and DataError where
+    it would replace another file than packet indexes.
     """
+    check_packets(manifest)
     path = packets_path(manifest)
     with (
         atomic_file(path) as partial,
@@ -151,7 +179,11 @@ def write_packet_table(manifest: Path) -> Iterator[PacketTableWriter]:
 
 
 def remove_other_packets(manifest: Path, fingerprint: str, rows: int) -> None:
-    """Delete the packet indexes beside a new manifest if they are those of an older one."""
+    """Delete the packet indexes beside a new manifest if they are those of an older one.
+
+    Raises DataError, and deletes nothing, if the file is not one of packet indexes.
+    """
+    check_packets(manifest)
     path = packets_path(manifest)
     try:
         PacketTable.open(path, rows, fingerprint)

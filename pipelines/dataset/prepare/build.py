@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.dataset.manifest import Manifest, ManifestRow, encode_path, write_manifest
+from pipelines.dataset.packet_table import check_packets
 from pipelines.dataset.paths import check_writable
 from pipelines.dataset.prepare.decode_cost import CostSummary
 from pipelines.dataset.prepare.duplicates import Progress, add_duplicates
@@ -109,8 +110,8 @@ def check_out(out: str | Path) -> Path:
     """The path `out`, to which a manifest can be written.
 
     Raises:
-        DataError: `out` is a folder or an existing file that is not a manifest, such as the table; or it
-            cannot be written.
+        DataError: `out` is a folder or an existing file that is not a manifest, such as the table; it cannot
+            be written; or another file has the name of its packet indexes.
     """
     out = Path(out)
     if out.is_dir():
@@ -130,6 +131,7 @@ def check_out(out: str | Path) -> Path:
             f"{printable(out)} cannot be written: {printable(Path(error.filename))}: {error.strerror}. Give "
             "another --out"
         ) from error
+    check_packets(out)
     return out
 
 

@@ -77,7 +77,7 @@ def _shard(args: argparse.Namespace, progress_of: ProgressOf) -> int:
 
 
 def _index(args: argparse.Namespace, progress_of: ProgressOf) -> int:
-    manifest = Manifest.open(args.manifest)
+    manifest = Manifest.open(args.manifest, indexed=False)
     with progress_of("indexing") as progress:
         indexed = index_manifest(manifest, workers=args.workers, progress=progress)
     path = packets_path(manifest.path)

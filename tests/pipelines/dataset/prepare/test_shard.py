@@ -22,7 +22,7 @@ from pipelines.dali.sample_reader import Decoding, SampleReader, SampleRequest
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import Manifest, ManifestRow, SourceKind, encode_path, write_manifest
 from pipelines.dataset.packet_table import packets_path
-from pipelines.dataset.prepare.build import check_manifest
+from pipelines.dataset.prepare.build import check_manifest, check_out
 from pipelines.dataset.prepare.index import index_manifest
 from pipelines.dataset.prepare.shard import (
     ShardOptions,
@@ -293,6 +293,18 @@ def test_an_index_beside_a_manifest_of_files(source: Manifest, tmp_path: Path) -
         packets_path(manifest.path).write_bytes(damaged)
         with pytest.raises(DataError, match="prepare index"):
             Manifest.open(manifest.path)
+        Manifest.open(manifest.path, indexed=False)
+
+    # Nothing replaces or deletes a file that is not one of packet indexes.
+    packets_path(manifest.path).write_bytes(b"video" + content)
+    for write in (
+        lambda: check_out(manifest.path),
+        lambda: write_manifest(manifest.path, rows[:5], ["a", "b", "c"]),
+        lambda: index_manifest(manifest, workers=1),
+    ):
+        with pytest.raises(DataError, match="rename it or the manifest"):
+            write()
+    assert packets_path(manifest.path).read_bytes() == b"video" + content and len(manifest) == 22
     packets_path(manifest.path).write_bytes(content[:70] + b"damage" + content[76:])
     with pytest.raises(VideoError, match="packet index"):
         Manifest.open(manifest.path).packets_at(0)
