@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import tempfile
 from array import array
 from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -69,6 +68,11 @@ class ShardOptions:
             raise DataError(f"--size {self.size}: expected 64 KiB to 4 TiB")
         if is_url(self.out):
             check_url(f"{self.out.rstrip('/')}/shard")
+        elif Path(self.out).resolve().is_relative_to(self.results.resolve()):
+            raise DataError(
+                f"--out {printable(self.out)}: the command deletes the shards in "
+                f"{printable(self.results)} at its end; give another --out"
+            )
 
     @property
     def results(self) -> Path:
@@ -209,11 +213,26 @@ def finish_shards(source: Manifest, options: ShardOptions) -> ShardReport:
             table.finish(manifest.fingerprint)
     except OSError as error:
         raise DataError(f"{printable(options.manifest)} cannot be written: {error.strerror}") from error
-    # Renamed first: a folder that is half deleted would be continued.
-    finished = options.results.with_suffix(".finished")
-    options.results.rename(finished)
-    shutil.rmtree(finished)
+    try:
+        _remove_results(options.results)
+    except OSError as error:
+        raise DataError(
+            f"{printable(options.manifest)} is complete, but {printable(options.results)} cannot be deleted: "
+            f"{error.strerror}; delete it"
+        ) from error
     return ShardReport(Manifest.open(options.manifest), len(starts), totals[0], totals[1], bad)
+
+
+def _remove_results(folder: Path) -> None:
+    """Delete all files of the program, and the folder if nothing else is in it.
+
+    The settings go last: until then, the same command continues what is left, and others are refused.
+    """
+    for pattern in (".*.partial", "shard-*.tar", "[0-9]*.arrow", _PLAN, SETTINGS):
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
+    with suppress(OSError):  # it holds other files
+        folder.rmdir()
 
 
 def _plan(source: Manifest, options: ShardOptions, workers: int) -> list[int]:

@@ -173,6 +173,20 @@ def test_bad_videos_are_left_out_with_their_reasons(source: Manifest, tmp_path: 
     assert "missing.mp4\tcannot be read" in text and "40 frames" in text and "39 frames" in text
 
 
+def test_only_own_files_of_the_folder_of_results_are_deleted(source: Manifest, tmp_path: Path) -> None:
+    for out in ("train.shards", "train.shards/0"):
+        with pytest.raises(DataError, match="deletes"):
+            ShardOptions(str(tmp_path / out), tmp_path / "train.arrow")
+    options = ShardOptions(str(tmp_path), tmp_path / "train.arrow", 2**20)
+    for name in ("train.finished/0.arrow", "train.shards/notes.txt"):  # the first of an earlier version
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("kept")
+    write_shards(source, options, workers=1)
+    finish_shards(source, options)
+    assert [path.name for path in options.results.iterdir()] == ["notes.txt"]
+    assert (tmp_path / "train.finished/0.arrow").exists()
+
+
 def test_killed_at_random_moments_and_continued_it_gives_the_same_bytes(
     source: Manifest, packed: Manifest, tmp_path: Path
 ) -> None:
