@@ -14,6 +14,7 @@ from pipelines.atomic_file import atomic_file
 from pipelines.decode.frame_stream import FrameStream
 from pipelines.errors import DataError
 from pipelines.formatting import printable
+from pipelines.worker_pool import Progress
 
 MAX_SHORT_SIDE = 1080  # pixels; a larger video is scaled down to it
 TICK = Fraction(1, 90_000)  # seconds: MPEG's clock; frames of usual rates last whole multiples of it
@@ -28,7 +29,7 @@ def annotate_video(
     stream: FrameStream,
     out: Path,
     lines_at: Callable[[float], Lines],
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
 ) -> None:
     """Write the video with lines over its frames, without sound. Memory use does not depend on its length.
 

@@ -12,13 +12,18 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import islice
 from multiprocessing import resource_tracker
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+Progress = Callable[[int, int], None]
+"""Called with the number of items done, and of all."""
+ProgressOf = Callable[[str], AbstractContextManager[Progress]]
+"""Returns, for the name of an activity, the context in which a function shows its progress."""
 
 _CHUNK = 16  # items: sending a single one costs about as much as probing a small video
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
@@ -38,7 +43,7 @@ def ordered_map(
     *,
     total: int,
     workers: int,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     on_crash: Callable[[Item], Result] | None = None,
     chunk: int = _CHUNK,
 ) -> Generator[Result, None, None]:

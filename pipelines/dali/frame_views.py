@@ -15,7 +15,7 @@ from pipelines.dali.pipeline import Colours, external_arrays, make_pipeline, vie
 from pipelines.dali.sample_layout import FRAMES, VIEWS, SampleLayout
 from pipelines.dataset.manifest import ManifestRow
 from pipelines.dataset.source import open_source
-from pipelines.errors import VideoError, format_unexpected
+from pipelines.errors import unexpected_as_video_error
 from pipelines.sampling.temporal import view_indices
 
 _LAYOUT = SampleLayout((FRAMES, *VIEWS))
@@ -70,9 +70,5 @@ def clip_frames(path: Path, row: ManifestRow, clip: ViewSpec) -> NDArray[np.uint
     Raises VideoError where the video cannot be used.
     """
     indices = view_indices(row.frames, clip.frames, clip.clips).reshape(-1)
-    try:
+    with unexpected_as_video_error():
         return open_source(path, row).read(indices).decode(None, (row.height, row.width))
-    except VideoError:
-        raise
-    except Exception as error:
-        raise VideoError(format_unexpected(error)) from error

@@ -1,7 +1,6 @@
 """Probing of videos: the properties that a manifest stores, and whether the video can be used."""
 
 import errno
-import logging
 import os
 from dataclasses import dataclass
 from fractions import Fraction
@@ -15,7 +14,7 @@ from pipelines.decode.demux import VideoIndex, open_video, read_index
 from pipelines.decode.jpeg_frames import frames_shape
 from pipelines.decode.pyav import KEPT_BYTES, decode_all, decode_first_frame
 from pipelines.decode.video_file import VideoContent
-from pipelines.errors import VideoError, format_unexpected
+from pipelines.errors import VideoError, unexpected_as_video_error
 
 CRASHES = "crashes the process that decodes it"
 HANGS = "keeps the process that decodes it for minutes"
@@ -61,24 +60,14 @@ def probe_video(source: VideoContent, *, deep: bool = False) -> VideoInfo:
         VideoError: the video cannot be used; the message continues a sentence that begins with the path. Any
             other exception of a library is converted to one.
     """
-    try:
+    with unexpected_as_video_error():
         return _probe(source, deep=deep)
-    except VideoError:
-        raise
-    except Exception as error:
-        logging.getLogger(__name__).debug("unforeseen error while probing a video", exc_info=True)
-        raise VideoError(format_unexpected(error)) from error
 
 
 def probe_frames(folder: Path) -> VideoInfo:
     """Probe a folder of JPEG frames, all of which are decoded. Raises as `probe_video`."""
-    try:
+    with unexpected_as_video_error():
         frames, height, width = frames_shape(folder)
-    except VideoError:
-        raise
-    except Exception as error:
-        logging.getLogger(__name__).debug("unforeseen error while probing frames", exc_info=True)
-        raise VideoError(format_unexpected(error)) from error
     return VideoInfo(frames, 0.0, width, height, JPEG_FRAMES)
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pipelines.decode.demux import VideoIndex, open_video, read_index
 from pipelines.decode.jpeg_frames import decode_frame, list_frames
 from pipelines.decode.pyav import decode_all, frames_in_order, to_rgb
-from pipelines.errors import VideoError, format_unexpected
+from pipelines.errors import VideoError, unexpected_as_video_error
 
 DEFAULT_RATE = Fraction(25)
 """Frames per second of a file without a frame rate; FFmpeg's default for raw streams."""
@@ -40,17 +40,13 @@ class FrameStream:
         self.path = path
         if path.is_dir():
             raise VideoError("is a folder; a video file is needed here")
-        try:
+        with unexpected_as_video_error():
             with open_video(path) as (container, stream):
                 self._index = read_index(container, stream)
                 rate = stream.average_rate or stream.guessed_rate
                 unit = stream.time_base
             self.rate = Fraction(rate) if rate else DEFAULT_RATE
             self.seconds = _seconds(path, self._index, unit, self.rate)
-        except VideoError:
-            raise
-        except Exception as error:
-            raise VideoError(format_unexpected(error)) from error
         self.frames = len(self.seconds)
         self.duration = float(self.seconds[-1]) + 1 / float(self.rate)
 
@@ -64,16 +60,12 @@ class FrameStream:
         converter = VideoReformatter()
         last = self.frames - 1 if wanted is None else int(np.flatnonzero(wanted).max(initial=-1))
         number = -1
-        try:
+        with unexpected_as_video_error():
             for number, (frame, shape) in enumerate(frames_in_order(self.path, self._index, threads=True)):
                 if number > last:
                     return
                 if wanted is None or wanted[number]:
                     yield number, shape.orientation.apply(to_rgb(converter, frame))
-        except VideoError:
-            raise
-        except Exception as error:
-            raise VideoError(format_unexpected(error)) from error
         if number < last:
             raise VideoError(f"breaks at or before frame {number + 1} of {self.frames}")
 

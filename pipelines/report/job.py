@@ -1,13 +1,13 @@
 """The job `report` of `prepare`."""
 
 import argparse
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pipelines.dataset.manifest import Manifest
 from pipelines.formatting import printable
+from pipelines.worker_pool import ProgressOf
 
 _OPENED = 300
 _TRANSCODED = 8
@@ -17,7 +17,7 @@ _SECONDS = 5.0
 def add_report_job(
     jobs: Any,
     parents: Sequence[argparse.ArgumentParser],
-    progress_of: Callable[[str], AbstractContextManager[Callable[[int, int], None]]],
+    progress_of: ProgressOf,
 ) -> None:
     """Add the parser to `jobs`; it sets `run`, from arguments to the exit code. See `write_report`.
 

@@ -1,6 +1,5 @@
 """Videos of a manifest that are opened, evenly over it: sizes, keyframes, defects, and what NVDEC decodes."""
 
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +12,7 @@ from pipelines.dataset.probe import CRASHES
 from pipelines.dataset.source import format_change, open_source
 from pipelines.decode.video_file import LONG_FILE
 from pipelines.errors import VideoError
-from pipelines.worker_pool import ordered_map
-
-Progress = Callable[[int, int], None]
+from pipelines.worker_pool import Progress, ordered_map
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,7 @@
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,8 +16,7 @@ from pipelines.dataset.prepare.transcode import TranscodeOptions, transcode_mani
 from pipelines.dataset.source import open_source
 from pipelines.errors import DataError
 from pipelines.storage.object_store import is_url
-
-ProgressOf = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
+from pipelines.worker_pool import ProgressOf
 
 FRAMES, SIZE = 8, 224
 """Of the clips that are measured."""
@@ -86,7 +84,6 @@ def measure_gain(
     Args:
         seconds: of each measurement.
         workers: processes that encode.
-        progress_of: returns, for the name of an activity, the context in which a function shows its progress.
     """
     options = TranscodeOptions()
     with tempfile.TemporaryDirectory() as temporary:

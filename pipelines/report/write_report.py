@@ -11,8 +11,9 @@ from pipelines.errors import DataError
 from pipelines.formatting import printable
 from pipelines.report.page import format_page
 from pipelines.report.sample import open_sample
-from pipelines.report.speed import ProgressOf, Speed, measure_gain, measure_speed
+from pipelines.report.speed import Speed, measure_gain, measure_speed
 from pipelines.report.survey import survey_manifest
+from pipelines.worker_pool import ProgressOf
 
 MOST_MEASURED = 64
 """Videos of the sample that the speed is measured on."""
@@ -35,7 +36,6 @@ def write_report(
         transcoded: videos to transcode into a temporary folder to measure the gain; 0 for none.
         seconds: of each measurement of the speed; 0 measures nothing.
         workers: processes.
-        progress_of: returns, for the name of an activity, the context in which a function shows its progress.
 
     Raises:
         DataError: the manifest is damaged as a whole, or the page cannot be written.

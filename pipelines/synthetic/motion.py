@@ -11,7 +11,6 @@ changes its class, so train without flips.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
@@ -26,7 +25,7 @@ from pipelines.dataset.manifest import ManifestRow, write_manifest
 from pipelines.errors import DataError
 from pipelines.synthetic.drawing import ShapePath, draw_clip
 from pipelines.synthetic.video_writer import H264, MJPEG, VP9, encode_video
-from pipelines.worker_pool import ordered_map
+from pipelines.worker_pool import Progress, ordered_map
 
 CLASS_NAMES = (
     "move_left",
@@ -107,7 +106,7 @@ def render(
     size: int = 72,
     frames: tuple[int, int] = (16, 24),
     workers: int = 1,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Path, Path]:
     """Write videos under `root/{train,val}/CLASS/` and the manifests `root/train.arrow` and `root/val.arrow`.
 

@@ -4,7 +4,7 @@ A video's scores equal those of the run's evaluation with the same views up to f
 chooses and decodes the frames, and the same DALI graph makes the views.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import overload
@@ -23,7 +23,7 @@ from pipelines.errors import DataError, VideoError
 from pipelines.formatting import printable
 from pipelines.loader import ClipLoader, view_loader
 from pipelines.sampling.sampler import ViewSampler
-from pipelines.worker_pool import usable_cores
+from pipelines.worker_pool import Progress, usable_cores
 from trainer.checkpoint.weights import SavedWeights
 from trainer.errors import RunError
 from trainer.inference.model_source import open_model
@@ -122,7 +122,7 @@ class Predictor:
         top: int = 5,
         clips: int = 1,
         crops: int = 1,
-        progress: Callable[[int, int], None] = lambda done, total: None,
+        progress: Progress = lambda done, total: None,
     ) -> Timeline:
         """Predict sliding windows of a long video, which is decoded once from beginning to end.
 

@@ -1,6 +1,6 @@
 """Recreates the clips of a training step from the run's recipe, manifests and seed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import Manifest
 from pipelines.loader import train_loader
 from pipelines.sampling.sampler import TrainSampler
+from pipelines.worker_pool import Progress
 from trainer.checkpoint.metadata import CheckpointError, read_state
 from trainer.checkpoint.retention import Retention
 from trainer.config.load import load_recipe
@@ -83,7 +84,7 @@ def replay_step(
     shown: int,
     columns: int,
     manifests: Sequence[Path] = (),
-    making: Callable[[int, int], None] | None = None,
+    making: Progress | None = None,
 ) -> ReplayedStep:
     """Make the clips of `step` with the training loader.
 
@@ -195,7 +196,7 @@ def _make(
     options: LoaderOptions,
     shown: int,
     columns: int,
-    making: Callable[[int, int], None] | None,
+    making: Progress | None,
 ) -> tuple[tuple[ReplayedClip, ...], str]:
     micro_batch = _micro_batch(sampler.global_batch, recipe.clip_group)
     chosen = torch.linspace(0, clip.frames - 1, min(columns, clip.frames)).round().long()

@@ -12,7 +12,7 @@ from pipelines.dataset.manifest import Manifest, ManifestRow, encode_path, write
 from pipelines.dataset.packet_table import check_packets
 from pipelines.dataset.paths import check_writable
 from pipelines.dataset.prepare.decode_cost import CostSummary
-from pipelines.dataset.prepare.duplicates import Progress, add_duplicates
+from pipelines.dataset.prepare.duplicates import add_duplicates
 from pipelines.dataset.prepare.findings import Findings
 from pipelines.dataset.prepare.listing import Listing
 from pipelines.dataset.prepare.probe_listing import open_probe_log, probe_listing
@@ -24,7 +24,7 @@ from pipelines.dataset.source import format_change, open_source
 from pipelines.dataset.spot_check import common_folder, format_none_found
 from pipelines.errors import DataError, VideoError
 from pipelines.formatting import format_count, printable
-from pipelines.worker_pool import ordered_map
+from pipelines.worker_pool import Progress, ordered_map
 
 CUT = "segments that reach beyond their video, cut to it"
 OTHER_LENGTH = "videos whose length differs from that in the annotations"

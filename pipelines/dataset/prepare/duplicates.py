@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
@@ -21,9 +21,7 @@ from pipelines.dataset.source import open_source
 from pipelines.dataset.split_overlap import MOST_LINKS, FileKeys
 from pipelines.errors import DataError, VideoError
 from pipelines.formatting import format_list, printable
-from pipelines.worker_pool import ordered_map
-
-Progress = Callable[[int, int], None]
+from pipelines.worker_pool import Progress, ProgressOf, ordered_map
 
 _FEW = 2000
 """Below this number of videos, one process computes all keys before worker processes would have started."""
@@ -87,14 +85,10 @@ def _name(listing: Listing, index: int) -> str:
     return f"{printable(Path(listing.paths[index]))} ({name}{line})"
 
 
-def compare_with_other_manifests(
-    report: ManifestReport, *, workers: int, progress_of: Callable[[str], AbstractContextManager[Progress]]
-) -> None:
+def compare_with_other_manifests(report: ManifestReport, *, workers: int, progress_of: ProgressOf) -> None:
     """Add the videos that are also in other manifests of the folder to the report's findings.
 
-    Args:
-        workers: as for `build_manifest`.
-        progress_of: returns, for the text of a progress line, a context with the function that updates it.
+    workers: as for `build_manifest`.
     """
     manifest, findings = report.manifest, report.findings
     others: list[Manifest] = []

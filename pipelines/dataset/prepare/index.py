@@ -1,6 +1,5 @@
 """Writes the packet indexes of a manifest's videos."""
 
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -11,12 +10,10 @@ from pipelines.decode.packet_index import make_packet_index
 from pipelines.decode.video_file import read_content
 from pipelines.errors import DataError, VideoError
 from pipelines.formatting import printable
-from pipelines.worker_pool import ordered_map
+from pipelines.worker_pool import Progress, ordered_map
 
 
-def index_manifest(
-    manifest: Manifest, *, workers: int, progress: Callable[[int, int], None] | None = None
-) -> int:
+def index_manifest(manifest: Manifest, *, workers: int, progress: Progress | None = None) -> int:
     """Read every video of a manifest, and write the packet indexes beside it; returns how many there are.
 
     A bad video, and one that cannot be indexed, has none: it is read as a whole.

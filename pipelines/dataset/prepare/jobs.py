@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -31,18 +30,13 @@ from pipelines.dataset.prepare.transcode import TranscodeOptions, transcode_mani
 from pipelines.dataset.prepare.untrimmed import Unit
 from pipelines.errors import DataError
 from pipelines.formatting import format_count, printable
-
-ProgressOf = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
+from pipelines.worker_pool import ProgressOf
 
 _VIDEOS = "folder of the videos, searched at any depth"
 
 
 def add_listing_jobs(jobs: Any, parents: Sequence[argparse.ArgumentParser], progress_of: ProgressOf) -> None:
-    """Add a parser for each format to `jobs`; it sets `list_videos`, from arguments to a `Listing`.
-
-    progress_of: returns, for the name of an activity, the context in which a function shows its progress.
-    """
-
+    """Add a parser for each format to `jobs`; it sets `list_videos`, from arguments to a `Listing`."""
     part = argparse.ArgumentParser(add_help=False)
     part.add_argument(
         "--part", type=parse_part, default=WHOLE, help="I/N: do part I of N; `merge` then writes the manifest"
@@ -227,7 +221,6 @@ def run_listing_job(
     Args:
         args: of one of the jobs of `add_listing_jobs`.
         command: the arguments that `args` were parsed from.
-        progress_of: as for `add_listing_jobs`.
         deep: decode every frame.
     """
     part, count = args.part

@@ -10,9 +10,9 @@ from typing import Any
 from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.prepare.build import check_manifest
 from pipelines.dataset.prepare.class_balance import balance
-from pipelines.dataset.prepare.jobs import ProgressOf
 from pipelines.dataset.prepare.verify import verify_manifest
 from pipelines.formatting import printable
+from pipelines.worker_pool import ProgressOf
 
 Parents = Sequence[argparse.ArgumentParser]
 
@@ -22,9 +22,7 @@ def add_manifest_jobs(
 ) -> None:
     """Add a parser for each job to `jobs`; it sets `run`, from arguments to the exit code.
 
-    Args:
-        out, deep, workers: parsers of the options that jobs share.
-        progress_of: as for `add_listing_jobs`.
+    out, deep, workers: parsers of the options that jobs share.
     """
 
     def add(

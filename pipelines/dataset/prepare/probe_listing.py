@@ -4,12 +4,12 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.dataset.prepare.duplicates import Progress
 from pipelines.dataset.prepare.listing import Listing
 from pipelines.dataset.prepare.probe_log import Part, ProbeLog
 from pipelines.dataset.prepare.probe_row import ListedRow, ProbedRow, probe_listed
 from pipelines.dataset.probe import CRASHES, VideoInfo
 from pipelines.errors import VideoError
+from pipelines.worker_pool import Progress
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ import numpy as np
 
 from pipelines.errors import DataError, VideoError
 from pipelines.formatting import printable
-from pipelines.worker_pool import ordered_map
+from pipelines.worker_pool import Progress, ordered_map
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
@@ -107,7 +107,7 @@ class ProbeLog(Generic[Value]):
         *,
         part: Part,
         workers: int,
-        progress: Callable[[int, int], None] | None,
+        progress: Progress | None,
         on_crash: VideoError,
     ) -> tuple[int, int]:
         """Call `function` for each item of `part` that has no result. Returns the numbers of all items of the

@@ -6,7 +6,7 @@ import json
 import re
 import tempfile
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
@@ -36,7 +36,7 @@ from pipelines.decode.video_file import VideoContent
 from pipelines.errors import DataError, VideoError
 from pipelines.formatting import printable
 from pipelines.storage.object_store import check_url, is_url, object_size
-from pipelines.worker_pool import IsolatedProcess, ordered_map
+from pipelines.worker_pool import IsolatedProcess, Progress, ordered_map
 
 SETTINGS = "shards.json"
 """File with the source manifest and the options of the shards of a folder of results."""
@@ -110,7 +110,7 @@ def write_shards(
     *,
     workers: int,
     part: tuple[int, int] = (0, 1),
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> int:
     """Write the shards that are missing; the same call continues an interrupted one.
 

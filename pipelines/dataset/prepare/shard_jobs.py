@@ -11,7 +11,6 @@ from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.packet_table import packets_path
 from pipelines.dataset.prepare.build import check_out
 from pipelines.dataset.prepare.index import index_manifest
-from pipelines.dataset.prepare.jobs import ProgressOf
 from pipelines.dataset.prepare.parts import parse_part
 from pipelines.dataset.prepare.probe_log import WHOLE
 from pipelines.dataset.prepare.shard import ShardOptions, finish_shards, parse_size, write_shards
@@ -19,13 +18,11 @@ from pipelines.dataset.prepare.summary import list_of
 from pipelines.errors import DataError
 from pipelines.formatting import format_count, format_size, printable
 from pipelines.storage.object_store import is_url
+from pipelines.worker_pool import ProgressOf
 
 
 def add_shard_jobs(jobs: Any, parents: Sequence[argparse.ArgumentParser], progress_of: ProgressOf) -> None:
-    """Add the parsers to `jobs`; each sets `run`, from arguments to the exit code.
-
-    progress_of: returns, for the name of an activity, the context in which a function shows its progress.
-    """
+    """Add the parsers to `jobs`; each sets `run`, from arguments to the exit code."""
     shard = jobs.add_parser(
         "shard", parents=list(parents), help="pack videos into tar shards, with a manifest of byte ranges"
     )

@@ -6,7 +6,6 @@ import errno
 import json
 import re
 from array import array
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -28,7 +27,7 @@ from pipelines.dataset.source import open_source
 from pipelines.decode.frame_stream import FolderStream, FrameStream
 from pipelines.errors import DataError, VideoError
 from pipelines.formatting import printable
-from pipelines.worker_pool import ordered_map
+from pipelines.worker_pool import Progress, ordered_map
 
 SETTINGS = "transcode.json"
 """File with the manifest and the options of the transcoded videos of a folder."""
@@ -159,7 +158,7 @@ def transcode_manifest(
     *,
     workers: int,
     part: tuple[int, int] = (0, 1),
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Listing:
     """Transcode the videos of a manifest into `folder`, and list the results with their labels and weights.
 

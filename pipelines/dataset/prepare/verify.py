@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -20,6 +20,7 @@ from pipelines.dataset.prepare.summary import list_of
 from pipelines.dataset.shards import RangeCheck
 from pipelines.errors import DataError, VideoError
 from pipelines.formatting import format_count, printable, wrap
+from pipelines.worker_pool import Progress
 
 _IDENTITY = ("path", "offset")
 """The columns that tell one video from another."""
@@ -79,9 +80,7 @@ class Verification:
         return "\n".join(lines)
 
 
-def verify_manifest(
-    manifest: Manifest, *, progress: Callable[[int, int], None] | None = None
-) -> Verification:
+def verify_manifest(manifest: Manifest, *, progress: Progress | None = None) -> Verification:
     """Check each value of each row, the sums of weights, the packet indexes and the fingerprint, that byte
     ranges are inside their shards, and that no video occurs twice.
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.worker_pool import Progress
 from trainer.errors import RunError
 from trainer.system.files import write_bytes, write_text
 from trainer.tracking.comparison.compare import Comparison
@@ -18,7 +19,6 @@ FORMATS = (".html", ".md")
 PARENT = "parent"
 _ARTIFACTS = "comparison"  # folder among a run's artifacts
 
-Progress = Callable[[int, int], None]
 Connect = Callable[[], MlflowSource]
 
 

@@ -1,9 +1,10 @@
 """Compares runs: everything that a report contains."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from pipelines.worker_pool import Progress
 from trainer.errors import RunError
 from trainer.tracking.comparison.differences import (
     Difference,
@@ -35,7 +36,7 @@ class Comparison:
 def compare(
     found: Sequence[ComparedRun],
     baseline: str | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
 ) -> Comparison:
     """Compare runs.
 

@@ -9,7 +9,7 @@ import logging
 import math
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.worker_pool import Progress
 from trainer.config.text_file import read_text
 from trainer.config.yaml import MAX_TEXT
 from trainer.errors import RecipeError, RunError, StartAgain
@@ -31,8 +32,6 @@ from trainer.tracking.comparison.runs import FINGERPRINTS, ComparedRun, Curve, R
 from trainer.tracking.mlflow_tracker import prepare_environment
 from trainer.tracking.sqlite_store import is_partial
 from trainer.tracking.upload_errors import first_line, is_refusal
-
-Progress = Callable[[int, int], None]
 
 _PAGE = 500  # runs that a search gives at once
 _CALLS_AT_ONCE = 8
