@@ -238,10 +238,7 @@ class Manifest:
             DataError: the file is damaged, or a value of a row is not possible for a video.
         """
         for number, batch in enumerate(self.batch_slices()):
-            wrong = self._batch(number).wrong_rows(len(self.class_names))
-            if wrong:
-                index, reason = wrong[0]
-                row = number * self.rows_per_batch + index
+            for row, _, reason in self.row_problems(number):
                 raise self._damaged(f"row {row}, {self.printable_path(row)}, {reason}.")
             yield batch
 
@@ -275,9 +272,12 @@ class Manifest:
         Raises:
             DataError: the file is damaged.
         """
+        before = None
         for number in range(self.num_batches):
-            for index, reason in self._batch(number).wrong_rows(len(self.class_names)):
-                yield number * self.rows_per_batch + index, reason
+            for row, _, reason in self.row_problems(number):
+                if row != before:
+                    yield row, reason
+                before = row
 
     def row_problems(self, number: int) -> Iterator[tuple[int, str, str]]:
         """What is wrong with the rows of record batch `number`: row, column and reason of each wrong value.

@@ -296,16 +296,6 @@ class Columns:
             },
         )
 
-    def wrong_rows(self, classes: int) -> list[tuple[int, str]]:
-        """The rows for which `row` raises VideoError, ascending, each with its message."""
-        wrong = []
-        for index in np.flatnonzero(self._suspects(classes)).tolist():
-            try:
-                self.row(index, classes)
-            except VideoError as defect:
-                wrong.append((index, str(defect)))
-        return wrong
-
     def problems(self, classes: int) -> Iterator[tuple[int, str, str]]:
         """Row, column and reason of each value for which `row` raises VideoError; rows ascending."""
         for index in np.flatnonzero(self._suspects(classes)).tolist():
@@ -355,9 +345,8 @@ def _are_strings(ends: np.ndarray, data: memoryview) -> bool:
     except UnicodeDecodeError:
         return False
     inside = ends[(ends > begin) & (ends < end)] - begin
-    return not bool(
-        (np.frombuffer(content, np.uint8)[inside] & 0xC0 == 0x80).any()
-    )  # a character divided between two strings
+    divided = np.frombuffer(content, np.uint8)[inside] & 0xC0 == 0x80  # a character between two strings
+    return not bool(divided.any())
 
 
 def arrow_message(error: Exception) -> str:
