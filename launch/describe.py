@@ -14,7 +14,7 @@ import json
 import sys
 from pathlib import Path
 
-from models import FORMS
+from models import FORMS, PRESETS
 from trainer.command import command_parser, prints_errors
 from trainer.errors import RunError
 from trainer.system.process_exit import exit_with
@@ -36,7 +36,6 @@ def run(arguments: argparse.Namespace) -> None:
     from trainer.paper.description import (
         describe_preset,
         describe_recipe,
-        is_preset,
         published_comparisons,
         published_report,
         report,
@@ -54,7 +53,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise RunError("name a recipe or a preset, or give --published")
     found = []
     for name in arguments.models:
-        if is_preset(name):
+        if name in PRESETS:
             size = {"form": arguments.form, "frames": arguments.frames, "num_classes": arguments.classes}
             found.append(describe_preset(name, **size, overrides=arguments.set))
         else:

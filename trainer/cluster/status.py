@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from pipelines.formatting import format_list
 from trainer.cluster.run_status import RunHistory, RunStatus, State, derive_status, read_job_lines
 from trainer.errors import RunError
 from trainer.monitoring.run_dir import find_run_dirs
@@ -147,9 +148,7 @@ def _reasons(rows: Sequence[RunStatus]) -> list[Text]:
             names.setdefault((row.state, row.reason), []).append(row.name)
     lines = []
     for (state, reason), runs in list(names.items())[:MAX_REASONS]:
-        more = f" and {len(runs) - _NAMED} more" if len(runs) > _NAMED else ""
-        text = f"  {', '.join(runs[:_NAMED])}{more}: {reason}"
-        lines.append(Text.assemble((state, _COLOURS[state]), text))
+        lines.append(Text.assemble((state, _COLOURS[state]), f"  {format_list(runs, _NAMED)}: {reason}"))
     if len(names) > MAX_REASONS:
         lines.append(Text(f"and {len(names) - MAX_REASONS} more reasons, see --json", style="dim"))
     return lines

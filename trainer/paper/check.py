@@ -1,7 +1,6 @@
 """`ablate --check`: builds the model of every cell, and lists what is missing on this machine."""
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,8 @@ from trainer.setup.preparation import model_config
 from trainer.tracking.comparison.render import Block, Cell, Column, Heading, Paragraph, Table
 
 _REDUCED: dict[str, Any] = {
-    "resolution": 32,
-    "patch_size": 16,
-    "width": 16,
-    "heads": 2,
-    "global_heads": 2,
-    "num_classes": 5,
-}
+    "resolution": 32, "patch_size": 16, "width": 16, "heads": 2, "global_heads": 2, "num_classes": 5,
+}  # fmt: skip
 """A tiny size of any model, with its own number of layers and all its parts."""
 _FRAMES = 4
 
@@ -82,8 +76,4 @@ def check(ablation: Ablation) -> tuple[list[Block], list[str]]:
         rows.append([Cell(text) for text in texts])
     absent = dict.fromkeys(path for cell in ablation.cells for path in missing_files(cell.variant.recipe))
     problems += [f"{path} does not exist" for path in absent]
-    return [Heading(ablation.title), Table(columns, rows), *_notes(ablation.notes)], problems
-
-
-def _notes(notes: Sequence[str]) -> list[Block]:
-    return [Paragraph(note) for note in notes]
+    return [Heading(ablation.title), Table(columns, rows), *map(Paragraph, ablation.notes)], problems

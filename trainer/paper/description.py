@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from models import PRESETS, UniFormerV2Config, build_config
+from models import UniFormerV2Config, build_config
 from models.cost import (
     activation_bytes,
     multiply_accumulates,
@@ -92,10 +92,6 @@ def describe_preset(
             raise RunError(f"--set {name}: give {option} instead")
     config = build_config(preset, form=form, frames=frames, num_classes=num_classes, **fields)
     return _described(preset, config, 1, "auto")
-
-
-def is_preset(name: str) -> bool:
-    return name in PRESETS
 
 
 def _described(name: str, config: UniFormerV2Config, batch: int, precision: str) -> ModelDescription:

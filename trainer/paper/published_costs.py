@@ -155,13 +155,8 @@ _TABLE_15: tuple[tuple[dict[str, Any], str, str], ...] = (  # B/16, 8 frames; FL
 
 def _model(preset: str, form: str, frames: int, classes: int) -> dict[str, Any]:
     frozen = {"frozen_backbone": True} if form == "frozen" else {}
-    return {
-        "preset": preset,
-        "form": "scene" if frozen else form,
-        "frames": frames,
-        "num_classes": classes,
-        **frozen,
-    }
+    form = "scene" if frozen else form
+    return {"preset": preset, "form": form, "frames": frames, "num_classes": classes, **frozen}
 
 
 def costs_of(config: UniFormerV2Config) -> list[PublishedCost]:

@@ -14,15 +14,7 @@ from trainer.paper.ablation import Cell as GridCell
 from trainer.system.files import write_text
 from trainer.tracking.comparison.folder_source import read_folder
 from trainer.tracking.comparison.mlflow_source import MlflowSource
-from trainer.tracking.comparison.render import (
-    Block,
-    Cell,
-    Column,
-    Heading,
-    Paragraph,
-    Table,
-    as_markdown,
-)
+from trainer.tracking.comparison.render import Block, Cell, Column, Heading, Paragraph, Table, as_markdown
 from trainer.tracking.comparison.results import MISSING, deviation, percent
 from trainer.tracking.mlflow_tracker import find_mlflow_run_id
 

@@ -13,6 +13,7 @@ from pipelines.augment.params import TrainClipSpec, ViewSpec
 from pipelines.autotune import LoaderOptions
 from pipelines.dali.sample_reader import CrashedSamples
 from pipelines.dataset.concat import Dataset
+from pipelines.formatting import format_list
 from pipelines.in_flight import find_crashed
 from pipelines.sampling.sampler import TrainSampler, ViewSampler
 from trainer.distributed.collectives import broadcast_from_main, gather, run_on_all_ranks
@@ -97,8 +98,6 @@ def _left(reading: LoaderInput, folder: RunDir) -> tuple[CrashedSamples, list[st
 def _notes(new: CrashedSamples, dataset: Dataset, options: LoaderOptions) -> list[str]:
     if not new:
         return []
-    samples = sorted(new)
-    named = ", ".join(dataset.printable_path(sample) for sample in samples[:_MAX_NAMED])
-    more = f" and {len(samples) - _MAX_NAMED} more" if len(samples) > _MAX_NAMED else ""
+    named = format_list([dataset.printable_path(sample) for sample in sorted(new)], _MAX_NAMED)
     what = "PyAV decodes them" if options.splits else "they are left out"
-    return [f"DALI's decoder ended a rank at an earlier start over {named}{more}: {what} from now on"]
+    return [f"DALI's decoder ended a rank at an earlier start over {named}: {what} from now on"]

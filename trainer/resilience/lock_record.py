@@ -141,11 +141,8 @@ class LockRecord:
             return HolderState.ALIVE
         # A missing step is gone only if squeue lists steps of this kind.
         listed = any(name.isdecimal() or name == "batch" for name in running)
-        return (
-            HolderState.GONE
-            if listed and step.isdecimal() and int(step) <= _LAST_STEP
-            else HolderState.UNKNOWN
-        )
+        is_gone = listed and step.isdecimal() and int(step) <= _LAST_STEP
+        return HolderState.GONE if is_gone else HolderState.UNKNOWN
 
     @property
     def _job_id(self) -> str | None:

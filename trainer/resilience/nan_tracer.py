@@ -106,7 +106,9 @@ class _Call:
 
     def record(self, values: list[float]) -> ModuleRecord:
         numbers = (self.inputs, self.weights.values(), self.outputs, self.gradients, self.passed_on)
-        return ModuleRecord(self.name, *(_largest([values[i] for i in kind]) for kind in numbers))
+        # NaN where there is one, unlike with `max`.
+        largest = (float(np.max([values[i] for i in kind])) if kind else None for kind in numbers)
+        return ModuleRecord(self.name, *largest)
 
 
 class _Hooks:
@@ -225,8 +227,3 @@ def _changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(_changed(part, change) for part in value)
     return value
-
-
-def _largest(values: list[float]) -> float | None:
-    """The largest value; NaN if there is one, None without values."""
-    return float(np.max(values)) if values else None

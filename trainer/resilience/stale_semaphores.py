@@ -9,6 +9,7 @@ import hashlib
 import multiprocessing.process
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from trainer.resilience.process_identity import pid_namespace, start_ticks
@@ -42,12 +43,10 @@ def remove_left_semaphores(run_dir: Path, shared_memory: Path = SHARED_MEMORY) -
         match = _OWNER.fullmatch(path.name)
         if match is None or int(match[3]) != _namespace() or start_ticks(int(match[1])) == int(match[2]):
             continue
-        try:
+        with suppress(OSError):
             if path.lstat().st_uid == os.geteuid():
                 path.unlink()
                 removed += 1
-        except OSError:
-            continue
     return removed
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
+from pipelines.formatting import format_count, format_list
 from trainer.cluster.preflight.checks import CheckResult, Status
 from trainer.system.files import write_json
 
@@ -61,19 +62,13 @@ def format_nodes(nodes: ByNode) -> list[str]:
         groups.setdefault(result, []).append(node)
     lines: list[str] = []
     for result, names in list(groups.items())[:_LINES]:
-        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-        where = f"{', '.join(names[:_NAMED])}{more}: "
-        if result.status <= Status.OK:
-            where = f"{count(len(names), 'node')}: "
-        lines.append(f"{where if len(nodes) > 1 else ''}{result.text}")
+        is_fine = result.status <= Status.OK
+        where = format_count(len(names), "node") if is_fine else format_list(names, _NAMED)
+        lines.append(f"{where}: {result.text}" if len(nodes) > 1 else result.text)
         if result.advice and result.status > Status.OK:
             lines.append(f"-> {result.advice}")
     rest = sum(map(len, list(groups.values())[_LINES:]))
-    return [*lines, f"and {count(rest, 'more node')}"] if rest else lines
-
-
-def count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"
+    return [*lines, f"and {format_count(rest, 'more node')}"] if rest else lines
 
 
 def write_failures(folder: Path, table: Mapping[str, ByNode], everywhere: Sequence[str] = ()) -> Path | None:

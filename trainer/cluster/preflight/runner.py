@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from rich.console import Console
 
+from pipelines.formatting import format_count
 from trainer.cluster.preflight import control_channel as between
 from trainer.cluster.preflight import report as reporting
 from trainer.cluster.preflight.checks import CheckResult, Status, check_node, judge_gpu_count
@@ -122,10 +123,11 @@ class Preflight:
         written = None if has_hung_threads() else reporting.write_failures(self.folder, table)
         statuses = [reporting.worst(nodes) for nodes in table.values()]
         failures, warnings = statuses.count(Status.FAILED), statuses.count(Status.WARNING)
-        console, count = Console(highlight=False), reporting.count
-        console.print(f"preflight of {count(len(set(nodes.values())), 'node')}, {count(size, 'rank')}\n")
+        console = Console(highlight=False)
+        machines = format_count(len(set(nodes.values())), "node")
+        console.print(f"preflight of {machines}, {format_count(size, 'rank')}\n")
         console.print(reporting.format_table(table))
-        summary = f"{count(failures, 'failure')}, {count(warnings, 'warning')}"
+        summary = f"{format_count(failures, 'failure')}, {format_count(warnings, 'warning')}"
         console.print(f"\n{summary}{f'; see {written}' if written else ''}", soft_wrap=True)
         return 1 if failures else 0
 
