@@ -4,8 +4,8 @@
     python launch/chain.py k400_l14_336_64f --slurm --nodes 8 --gpus-per-node 8
 
 Finished stages are skipped: the same command again continues the chain. With --slurm, each stage is a job
-that starts when the one before has succeeded. Exit codes: as launch/train.py; with --slurm 0 submitted, 2 a
-mistake.
+that starts when the one before has succeeded; a stage whose job is in the queue keeps it. Exit codes: as
+launch/train.py; with --slurm 0 submitted, 2 a mistake.
 """
 
 import argparse
@@ -16,7 +16,8 @@ from pathlib import Path
 from launch.cli import command_line
 from trainer.cluster.chain import Stage, is_finished, load_chain
 from trainer.cluster.job_options import add_job_options, job_request
-from trainer.cluster.submit import format_submission, plan_submission, submit
+from trainer.cluster.submit import plan_submission
+from trainer.cluster.submit_chain import submit_chain
 from trainer.command import command_parser, prints_errors
 from trainer.errors import RunError
 from trainer.system.child_process import run_child
@@ -61,7 +62,7 @@ def train(stages: list[Stage]) -> int:
 
 
 def submit_stages(stages: list[Stage], args: argparse.Namespace) -> int:
-    """Submit a job for each stage that is not finished, after all were planned."""
+    """Submit a job for each stage that is not finished and has none, after all were planned."""
     made_by = shlex.join(["python", *sys.argv]).replace("\n", " ")
     planned = [
         plan_submission(
@@ -70,13 +71,10 @@ def submit_stages(stages: list[Stage], args: argparse.Namespace) -> int:
         for stage in stages
         if not is_finished(stage)
     ]
-    jobs: list[str] = []
-    for each in planned:
-        if args.dry_run:
-            print(each.text)
-            continue
-        jobs = submit(each, after=jobs[-1] if jobs else None, only_after_success=True)
-        print(format_submission(each, jobs))
+    if args.dry_run:
+        print(*(each.text for each in planned), sep="\n", end="")
+    else:
+        submit_chain(planned)
     if not planned:
         print("all stages are finished")
     return 0

@@ -487,6 +487,42 @@ def test_a_chain_from_k710_to_k400_waits_for_a_requeued_stage(
     assert "400 of 400 rows copied by class name, of the file's 710" in log.read_text()
 
 
+@pytest.mark.soak
+def test_a_chain_submitted_again_keeps_the_jobs_of_its_stages(
+    cluster: Cluster, motion_set: MotionSet, tmp_path: Path
+) -> None:
+    """A queued job of a later stage waits for the new one of the stage before."""
+    stages = [{"recipe": str(QUICKSTART), "set": [f"name={name}"]} for name in ("first", "second")]
+    (tmp_path / "chain.yaml").write_text(json.dumps({"name": "tiny", "stages": stages}))
+    held = cluster.run("sbatch", "--parsable", "--hold", "--output=/dev/null", "--wrap=true")
+    jobs = tmp_path / "second" / "slurm" / "jobs.jsonl"
+    jobs.parent.mkdir(parents=True)
+    jobs.write_text(json.dumps({"job": held, "time": 1.0, "nodes": 1}) + "\n")
+
+    def typed() -> subprocess.CompletedProcess[str]:
+        return cluster.typed(
+            sys.executable, "launch/chain.py", str(tmp_path / "chain.yaml"), "--run-dir", str(tmp_path),
+            "--slurm", "--gpus-per-node", "0", "--cpus-per-rank", "1", "--time", "10", "--lead", "60",
+            "--no-preflight", "--sbatch=--hold", *changes(motion_set), folder=ROOT,
+        )  # fmt: skip
+
+    result = typed()
+    assert result.returncode == 0, result.stderr
+    (first,) = re.findall(r"^job (\d+)", result.stdout, re.MULTILINE)
+    assert f"job {held} is in the queue already" in result.stdout
+    assert f"afterok:{first}(" in cluster.run("squeue", "--noheader", "--format=%E", f"--job={held}")
+    result = typed()
+    assert result.returncode == 0 and " submitted: " not in result.stdout, result
+    assert all(f"job {job} is in the queue already" in result.stdout for job in (first, held))
+    cluster.run("scancel", first, held)
+    begun = cluster.run("sbatch", "--parsable", "--output=/dev/null", "--wrap=sleep 100")
+    jobs.write_text(json.dumps({"job": begun, "time": 1.0, "nodes": 1}) + "\n")
+    cluster.wait_until(lambda: cluster.state(begun) == "RUNNING", "the job does not start")
+    result = typed()
+    assert result.returncode == 2 and f"second has job {begun}, RUNNING, but" in result.stderr
+    assert cluster.run("squeue", "--noheader", "--format=%A") == begun
+
+
 def _data(manifest: Path) -> list[str]:
     return [f"data.train={manifest}", f"data.val={manifest}", "data.embedded=null"]
 

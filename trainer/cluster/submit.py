@@ -15,6 +15,7 @@ from trainer.secrets import set_job_credentials
 from trainer.system.files import append_lines, write_text
 from trainer.system.slurm import (
     PENDING_REASONS,
+    QueuedJob,
     find_nodes,
     parse_time_limit,
     partitions,
@@ -144,6 +145,12 @@ def find_missing_nodes(request: JobRequest) -> str | None:
         f"{request.nodes} nodes are asked for, and {len(up)} are up{f' (not: {named})' if named else ''}: "
         "the job waits until the others are back. `sinfo -R` prints why they are down"
     )
+
+
+def queued_jobs(run_dir: Path) -> list[QueuedJob]:
+    """A run's jobs that are in SLURM's queue. Raises RunError where SLURM does not answer."""
+    known = {line["job"] for line in read_job_lines(run_dir)[-_LATEST:]}
+    return [job for job in queue(sorted(known)) if job.id in known]
 
 
 def _check_no_job(submission: Submission, after: str | None) -> None:
