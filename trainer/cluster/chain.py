@@ -25,6 +25,8 @@ _COMPARED = re.compile(
 )
 """Fields that decide the results; others, such as `data.bad_share`, may change for the stages that follow."""
 
+_VIEWS = ("evaluation.clips", "evaluation.crops")
+
 
 class StageSection(Section):
     """One training of a chain."""
@@ -102,8 +104,10 @@ def load_chain(path: Path, overrides: Sequence[str] = (), home: Path | None = No
     return stages
 
 
-def is_finished(stage: Stage) -> bool:
+def is_finished(stage: Stage, *, compares_views: bool = False) -> bool:
     """Whether the stage's run has ended with its last step.
+
+    compares_views: whether clips and crops of the evaluation count among the fields that decide the results.
 
     Raises RecipeError where a finished run had other values of fields that decide the results: it is neither
     repeated nor taken for this stage's.
@@ -113,10 +117,15 @@ def is_finished(stage: Stage) -> bool:
     if last is None or last.get("event") != "end" or not folder.weights.is_file():
         return False
     then, now = load_recipe(folder.recipe).flattened(), stage.variant.recipe.flattened()
+    names = [
+        name
+        for name in sorted(then.keys() | now.keys())
+        if _COMPARED.fullmatch(name) or (compares_views and name in _VIEWS)
+    ]
     changed = [
         f"{name}: {then.get(name)} then, {now.get(name)} now"
-        for name in sorted(then.keys() | now.keys())
-        if _COMPARED.fullmatch(name) and then.get(name) != now.get(name)
+        for name in names
+        if then.get(name) != now.get(name)
     ]
     if changed:
         raise RecipeError(

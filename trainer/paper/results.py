@@ -8,6 +8,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from trainer.cluster.chain import is_finished
 from trainer.errors import RunError
 from trainer.paper.ablation import Ablation
 from trainer.paper.ablation import Cell as GridCell
@@ -57,9 +58,14 @@ class OrderAgreement:
 
 
 def read_results(ablation: Ablation, seeds: int, home: Path) -> list[CellResult]:
-    """The results of all cells; cells of equal recipes have the same."""
+    """The results of all cells; cells of equal recipes have the same.
+
+    Raises RecipeError where a finished training had other settings, also for its evaluation: a table compares
+    equal ones.
+    """
     runs: dict[str, list[Path]] = {}
     for cell, _, stage in ablation.runs(seeds, home):
+        is_finished(stage, compares_views=True)  # raises
         runs.setdefault(cell.label, []).append(stage.run_dir)
     by_label = {label: _read(paths) for label, paths in runs.items()}
     return [CellResult(cell, *by_label[cell.label]) for cell in ablation.cells]
@@ -142,7 +148,7 @@ def save_results(ablation: Ablation, seeds: int, home: Path) -> list[Block]:
     """Write the table of what is finished to `home`, and to the parent run in MLflow if there is one.
 
     The files are `table.md` and `table.json`, the values of all cells. Returns the blocks of the table.
-    Raises RunError where they cannot be written.
+    Raises RunError where they cannot be written, and RecipeError as `read_results`.
     """
     results = read_results(ablation, seeds, home)
     blocks = report(ablation, results)

@@ -17,8 +17,9 @@ STOPPED = (INTERRUPTED, REQUEUE)
 
 def unfinished(ablation: Ablation, seeds: int, home: Path) -> list[Stage]:
     """The trainings that have not ended with their last step, in order. Raises RecipeError where a finished
-    one had other settings."""
-    return [stage for _, _, stage in ablation.runs(seeds, home) if not is_finished(stage)]
+    one had other settings, also for its evaluation."""
+    runs = ablation.runs(seeds, home)
+    return [stage for _, _, stage in runs if not is_finished(stage, compares_views=True)]
 
 
 def train_all(

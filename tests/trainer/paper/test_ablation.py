@@ -187,6 +187,26 @@ def leaving(codes: dict[str, int]) -> tuple[list[str], object]:
     return started, command
 
 
+def test_a_table_does_not_mix_views(tmp_path: Path, monkeypatch, capsys) -> None:
+    """A finished training keeps the views it was evaluated with; others may differ in what is free."""
+    home = tmp_path / "runs"
+    for _, _, stage in load_ablation(written(tmp_path)).runs(1, home):
+        path = make_run(stage.run_dir, top1={4: 0.5})
+        (path / "recipe.yaml").write_text(stage.variant.recipe.to_yaml())
+        (path / "weights.safetensors").touch()
+    same = load_ablation(written(tmp_path), ["evaluation.batch=3", "data.workers=1"])
+    assert unfinished(same, 1, home) == [] and len(read_results(same, 1, home)) == 6
+    for view in ("clips=3", "crops=1"):
+        arguments = ["--run-dir", str(home), "--set", f"evaluation.{view}", "--table"]
+        monkeypatch.setattr(sys, "argv", ["ablate.py", str(written(tmp_path)), *arguments])
+        assert main() == 2
+        message = capsys.readouterr().err
+        assert "grid-none-k400-seed0 holds a finished run with other settings" in message
+        assert f"evaluation.{view.partition('=')[0]}: " in message and not (home / "table.md").exists()
+        with pytest.raises(RecipeError, match=r"evaluation\."):
+            unfinished(load_ablation(written(tmp_path), [f"evaluation.{view}"]), 1, home)
+
+
 def test_a_failed_training_is_named_and_the_next_one_starts(grid: Ablation, tmp_path: Path) -> None:
     stages = unfinished(grid, 1, tmp_path / "runs")
     lines: list[str] = []
