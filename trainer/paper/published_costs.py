@@ -1,6 +1,7 @@
 """Parameters and multiply-accumulates that the paper and the released implementation state."""
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -66,12 +67,31 @@ class PublishedCost:
         return build_config(**self.model)
 
     @property
+    def classes(self) -> set[int]:
+        """The numbers of classes that the row is published for."""
+        if self.source == RELEASED:
+            return {self.model["num_classes"]}
+        tables = map(int, re.findall(r"[0-9]+", self.source))
+        return {count for table in tables for count in _CLASSES_OF_TABLE[table]}
+
+    @property
     def counts_trained(self) -> bool:
         """Whether `parameters` are the trained ones only."""
         return self.config.frozen_backbone and self.source != RELEASED
 
 
 RELEASED = "released implementation"
+_CLASSES_OF_TABLE = {
+    1: (400,),
+    2: (600, 700),
+    3: (339,),
+    4: (174,),
+    15: (174,),
+    16: (400, 600, 700),
+    17: (339,),
+    18: (174,),
+}
+"""Kinetics, Moments in Time and Something-Something."""
 
 
 def published_costs() -> Iterator[PublishedCost]:
@@ -160,8 +180,9 @@ def _model(preset: str, form: str, frames: int, classes: int) -> dict[str, Any]:
 
 
 def costs_of(config: UniFormerV2Config) -> list[PublishedCost]:
-    """The rows of models with this structure, whatever their classes and image weights."""
-    return [row for structure, row in _by_structure() if structure == _structure(config)]
+    """The rows of models with this structure and number of classes, whatever their image weights."""
+    structure = _structure(config)
+    return [row for known, row in _by_structure() if known == structure and config.num_classes in row.classes]
 
 
 @cache

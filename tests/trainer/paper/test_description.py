@@ -66,6 +66,22 @@ def test_a_recipe_has_its_step_and_the_rows_of_its_structure() -> None:
     assert wide.activation_bytes == 2 * plain.activation_bytes
 
 
+@pytest.mark.parametrize(
+    ("preset", "classes", "sources"),
+    [
+        ("b16", 400, {RELEASED, "tables 1, 16"}),
+        ("b16", 600, {"tables 1, 16"}),
+        ("b16", 10, set()),
+        ("l14_336", 339, {"tables 3, 17"}),
+    ],
+)
+def test_a_figure_is_shown_for_the_classes_it_is_published_for(
+    preset: str, classes: int, sources: set[str]
+) -> None:
+    found = describe_preset(preset, form="scene", frames=8, num_classes=classes)
+    assert {row.source for row in costs_of(found.config)} == sources
+
+
 def test_a_preset_has_overrides_with_and_without_their_section() -> None:
     size = {"form": "scene", "frames": 8, "num_classes": 174}
     overrides = ["model.overrides.global_layers=[]", "temporal_module=joint_mhsa"]
