@@ -1,6 +1,7 @@
 """Converts a model between this program's file, the authors' naming and mmaction2's."""
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -24,6 +25,7 @@ Labels = Literal["released", "mmaction2"]
 Head = Literal["k400", "k600", "k700"]
 
 _TABLES: dict[int, kinetics710.Table] = {400: "k400", 600: "k600", 700: "k700", 710: "k710"}
+_TORCH_SUFFIXES = (".pyth", ".pth", ".pt")  # this program writes none of them into a run directory
 _OWNER = {"released": "the authors'", "mmaction2": "mmaction2's"}
 
 
@@ -48,8 +50,9 @@ def convert(
 
     Raises:
         RunError: `open_model` refuses the source, the naming cannot represent the model, the head is not one
-            of Kinetics-710 or lacks classes, or the file cannot be written.
+            of Kinetics-710 or lacks classes, or the file is part of the source or cannot be written.
     """
+    _check_not_source(source, out)
     space = _label_space(source, labels)
     if frames is None and space is not None and to != "own":
         frames = 8  # the weights do not depend on it
@@ -64,6 +67,17 @@ def convert(
     lines += _about_channels(found.model, space, to)
     _write(found, out, to)
     return [*lines, f"wrote {out}"]
+
+
+def _check_not_source(source: Path, out: Path) -> None:
+    """Raises RunError where `out` would replace the source, or a file of the source's folder."""
+    if not (source.exists() and out.exists()):
+        return
+    is_inside = source.is_dir() and out.resolve().is_relative_to(source.resolve())
+    if os.path.samefile(source, out) or (is_inside and out.suffix not in _TORCH_SUFFIXES):
+        raise RunError(
+            f"{out} is {'a file of the source' if is_inside else 'the source'}; name another --out"
+        )
 
 
 def _label_space(source: Path, labels: Labels | None) -> Labels | None:

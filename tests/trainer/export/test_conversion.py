@@ -170,3 +170,24 @@ def test_a_mismatch_is_refused(tmp_path: Path) -> None:
     assert "--frames 8" in refusal(tmp_path / "five.pth", frames=None)
     torch.save({"weight": torch.zeros(2)}, tmp_path / "none.pth")
     assert "none.pth" in refusal(tmp_path / "none.pth")
+
+
+def test_the_source_is_not_replaced(tmp_path: Path) -> None:
+    torch.save({"model_state": to_file(small(5), port=False)}, tmp_path / "five.pth")
+    (tmp_path / "run").mkdir()
+    convert(tmp_path / "five.pth", tmp_path / "run" / "weights.safetensors", "own", frames=4)
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    (tmp_path / "same.pth").hardlink_to(tmp_path / "five.pth")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    for source, out in (
+        ("five.pth", "five.pth"),
+        ("five.pth", "same.pth"),
+        ("run/weights.safetensors", "link/weights.safetensors"),
+        ("run", "run/weights.safetensors"),
+        ("link", "run/weights.safetensors"),
+    ):
+        with pytest.raises(RunError, match=r"the source; name another --out"):
+            convert(tmp_path / source, tmp_path / out, "own", frames=4)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
+    for _ in range(2):
+        convert(tmp_path / "run", tmp_path / "run" / "released.pyth", "released")
