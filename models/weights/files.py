@@ -4,8 +4,8 @@ No code in a file is executed. Names, shapes and dtypes are known before a tenso
 make the program allocate more memory than the model needs.
 """
 
-import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +30,8 @@ WeightSource = str | Path | Mapping[str, Any]
 
 _NESTED_UNDER = ("model_state", "state_dict", "module", "model")
 _MAX_NAMED = 10
+_NOT_READ = "cannot be read as a file of weights"
+_DAMAGED = "it was not written by torch.save, or is damaged"
 _NOT_ALLOWED = re.compile(r"GLOBAL (\S+) was not an allowed global")
 
 
@@ -153,25 +155,26 @@ def _unpickled(path: Path, size: int) -> object:
     if is_zip:
         _check_archive(path, size)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip or None)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about pickles of other programs
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip or None)
     except Exception as error:  # a damaged pickle can make the unpickler raise any exception
-        raise WeightFileError(
-            f"cannot be read as a file of weights: {_reason(error)}{guess_content(path)}"
-        ) from error
+        raise WeightFileError(f"{_NOT_READ}: {_reason(error)}{guess_content(path)}") from error
 
 
 def _reason(error: Exception) -> str:
-    """Why the unpickler refused, without torch's advice to allow the file's code."""
-    text = str(error)
-    refused = _NOT_ALLOWED.search(text)
+    """Why the unpickler refused. Torch's own text is about its code, or advises to run that of the file."""
+    refused = _NOT_ALLOWED.search(str(error))
     if refused:
         return (
             f"it holds {shorten(refused[1])}, which is no tensor and could run code; save its tensors "
             "alone, with safetensors"
         )
-    if isinstance(error, pickle.UnpicklingError) or not any(letter.isalpha() for letter in text):
-        return "it was not written by torch.save, or is damaged"
-    return shorten(text.split("\n")[0], 300)
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, MemoryError):
+        return "there is not enough memory"
+    return _DAMAGED
 
 
 def _open_script(path: Path) -> StoredWeights:
@@ -192,14 +195,16 @@ def _archive_of(path: Path) -> list[zipfile.ZipInfo]:
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, LookupError, NotImplementedError) as error:
-        raise WeightFileError(f"cannot be read as a file of weights: {shorten(str(error), 300)}") from error
+    except OSError as error:
+        raise WeightFileError(f"{_NOT_READ}: {error.strerror or error}") from error
+    except (zipfile.BadZipFile, ValueError, LookupError, NotImplementedError) as error:
+        raise WeightFileError(f"{_NOT_READ}: it is a zip archive that is cut off or damaged") from error
 
 
 def _check_archive(path: Path, size: int) -> None:
     """Refuses archives whose members are larger than the file, as torch.save does not compress."""
     if sum(member.file_size for member in _archive_of(path)) > size:
-        raise WeightFileError("cannot be read as a file of weights: its parts are larger than the file")
+        raise WeightFileError(f"{_NOT_READ}: its parts are larger than the file")
 
 
 def _of_tensors(loaded: object, origin: str) -> StoredWeights:

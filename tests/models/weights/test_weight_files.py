@@ -4,10 +4,12 @@ import json
 import os
 import pickle
 import random
+import tarfile
 import warnings
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -133,6 +135,33 @@ def test_a_sparse_file_of_terabytes_is_not_read_to_compare_names(tmp_path: Path)
     except OSError:
         pytest.skip("this file system has no sparse files of two terabytes")
     assert open_weights(path).shapes["a"].shape == (2**36, 8)
+
+
+def test_what_is_no_file_of_torch_save_is_refused_in_plain_words(tmp_path: Path) -> None:
+    """Without torch's texts, which are about its own code, and without its warnings."""
+    np.savez(tmp_path / "other.npz", a=np.ones(2))
+    torch.save({"a": torch.ones(200)}, tmp_path / "new.pt")
+    torch.save({"a": torch.ones(200)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    new, old = ((tmp_path / name).read_bytes() for name in ("new.pt", "old.pt"))
+    (tmp_path / "empty.tar").touch()
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.add(tmp_path / "empty.tar", "a")
+    for content, words in (
+        (b"hello\n", "not written by torch.save"),
+        (b"\x80\x02junk", "not written by torch.save"),
+        (b"\x80\x02]q\x00.", "not written by torch.save"),
+        (pickle.dumps({"a": 1}, protocol=4), "not written by torch.save"),
+        ((tmp_path / "a.tar").read_bytes(), "not written by torch.save"),
+        ((tmp_path / "other.npz").read_bytes(), "not written by torch.save"),
+        (old[:-300], "or is damaged"),
+        (old[:90], "or is damaged"),
+        (new[:-300], "zip archive that is cut off or damaged"),
+        (b"PK\3\4 and so on", "zip archive that is cut off or damaged"),
+    ):
+        (tmp_path / "x.pt").write_bytes(content)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert refusal(tmp_path / "x.pt").endswith(words) or f"{words}, or" in refusal(tmp_path / "x.pt")
 
 
 class Run:
