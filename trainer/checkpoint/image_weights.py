@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from models import PRESETS, ModelError, build_config
+from models.config import ACTIVATIONS, BACKBONES
 from models.weights.files import StoredWeights, format_list, open_weights
 from models.weights.image_backbones import check_image_weights, image_tower, tower_size
 from models.weights.names import ImageTower
@@ -22,6 +23,10 @@ _IN_A_FOLDER = (
     "open_clip_pytorch_model.bin",
 )
 """What Hugging Face, timm and open_clip name the file of weights in a model's folder."""
+_UNKNOWN_OF_CLIP = (
+    "its activation is not in the file: OpenAI's CLIP has QuickGELU, the default; one trained with GELU, as "
+    "most of open_clip's, needs model.overrides.activation: gelu"
+)
 _SIZE = ("width", "depth", "patch_size")
 
 
@@ -32,8 +37,8 @@ def prepare_image_weights(source: Path, out: Path) -> list[str]:
     their names, without the tower's prefix, and their dtypes; `load_image_weights` reads the file. Text
     towers, heads and the last norm are left out.
 
-    Raises RunError for a source without an image ViT that the model can be built on, and for a file that
-    cannot be written.
+    Raises RunError for a source without an image ViT that the model can be built on, for one whose
+    `config.json` names an activation that the model does not have, and for a file that cannot be written.
     """
     file = _file_in(source)
     if out.exists() and file.exists() and os.path.samefile(file, out):
@@ -49,6 +54,7 @@ def prepare_image_weights(source: Path, out: Path) -> list[str]:
         read = weights.read(tower.names())
     except ModelError as error:
         raise RunError(str(error)) from error
+    activation = _activation(source)
     tensors = {
         name.removeprefix(tower.prefix): tensor.to(weights.shapes[name].dtype).contiguous()
         for name, tensor in read.items()
@@ -68,7 +74,7 @@ def prepare_image_weights(source: Path, out: Path) -> list[str]:
         f"{size['patch_size']}, {size['resolution']} x {size['resolution']} pixels",
         f"left out: {left} of {len(weights.shapes)} tensors" + _named(tower, weights),
         f"wrote {out}: {len(tensors)} tensors in {' and '.join(types)}",
-        *_for_recipes(tower, size, out, _activation(source)),
+        *_for_recipes(tower, size, out, activation),
     ]
 
 
@@ -84,14 +90,20 @@ def _file_in(source: Path) -> Path:
 
 
 def _activation(source: Path) -> str | None:
-    """The activation that a folder's `config.json` names; None where there is none."""
+    """The activation that a folder's `config.json` names; None where there is none. Raises RunError for one
+    that the model does not have."""
     try:
         found: Any = json.loads((source / "config.json").read_text(encoding="utf-8"))
         found = found.get("vision_config", found)
         activation = found.get("hidden_act")
     except (OSError, ValueError, AttributeError, RecursionError):
         return None
-    return activation if isinstance(activation, str) else None
+    if activation is not None and activation not in ACTIVATIONS:
+        raise RunError(
+            f"{source / 'config.json'}: the activation is {shorten(activation)}, which this program's models "
+            f"do not have: {' or '.join(ACTIVATIONS)}"
+        )
+    return activation
 
 
 def _named(tower: ImageTower, weights: StoredWeights) -> str:
@@ -118,18 +130,15 @@ def _for_recipes(tower: ImageTower, size: Mapping[str, int], out: Path, activati
                 f"the preset has {PRESETS[preset]['resolution']} pixels: positions will be interpolated, "
                 f"unless model.overrides.resolution is {size['resolution']}"
             )
-    if tower.backbone == "clip":
-        lines.append(_about_clip(activation))
-    elif tower.backbone == "supervised":
+    lines += _about_activation(tower.backbone, activation)
+    if tower.backbone == "supervised":
         lines.append("supervised, DINO's and MAE's ViTs are the same network: any of the three names fits")
     return lines
 
 
-def _about_clip(activation: str | None) -> str:
+def _about_activation(backbone: str, activation: str | None) -> list[str]:
+    default = BACKBONES[backbone].get("activation", "quick_gelu")
     if activation is None:
-        return (
-            "its activation is not in the file: OpenAI's CLIP has QuickGELU, the default; one trained with "
-            "GELU, as most of open_clip's, needs model.overrides.activation: gelu"
-        )
-    needed = "the default" if activation == "quick_gelu" else f"set model.overrides.activation: {activation}"
-    return f"its activation is {shorten(activation)}: {needed}"
+        return [_UNKNOWN_OF_CLIP] if backbone == "clip" else []
+    needed = "the default" if activation == default else f"set model.overrides.activation: {activation}"
+    return [f"its activation is {activation}: {needed}"]

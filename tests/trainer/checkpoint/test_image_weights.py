@@ -114,8 +114,13 @@ def test_folders_of_hugging_face(name: str, tmp_path: Path) -> None:
     lines = prepare_image_weights(folder, out)
     assert "Hugging Face" in lines[0] and "float16" in lines[3]
     same(loaded(backbone, out, width=16, heads=heads), loaded(backbone, state, width=16, heads=heads))
-    if backbone == "clip":
-        assert "set model.overrides.activation: gelu" in lines[-1]
+    needed = "set model.overrides.activation: gelu" if backbone == "clip" else "the default"
+    assert f"its activation is gelu: {needed}" in lines
+    for activation in ("relu", 3, ["gelu"]):
+        (folder / "config.json").write_text(json.dumps({"vision_config": {"hidden_act": activation}}))
+        with pytest.raises(RunError, match=r"config\.json: the activation is .*quick_gelu or gelu"):
+            prepare_image_weights(folder, tmp_path / "other.safetensors")
+    assert not (tmp_path / "other.safetensors").exists()
 
 
 def test_a_preset_is_named_where_it_fits(tmp_path: Path) -> None:
