@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from pipelines.decode.demux import VideoIndex, open_container, read_index, stored_packets
 from pipelines.decode.video_file import OpenFile, VideoContent, open_content
 from pipelines.errors import VideoError
-from pipelines.storage.segment_file import Range
+from pipelines.storage.byte_range_file import ByteRange
 
 _VERSION = 1
 _NEAR = 64  # bytes between the position that a demuxer gives and the packet: the header of its block
@@ -44,7 +44,7 @@ class PacketIndex:
     """Bytes of the video."""
     crc: int
     """CRC-32 of the video."""
-    opening: tuple[Range, ...]
+    opening: tuple[ByteRange, ...]
     """What FFmpeg reads to open the file."""
     begins: NDArray[np.int64]
     """First byte of each packet, in stored order."""
@@ -66,7 +66,7 @@ class PacketIndex:
         keyframes = np.flatnonzero(self.flags & _KEYFRAME).tolist()
         return VideoIndex(self.times.tolist(), keyframes, self.display_order.tolist(), True, None, self.gaps)
 
-    def ranges(self, runs: Sequence[tuple[int, int]]) -> list[Range]:
+    def ranges(self, runs: Sequence[tuple[int, int]]) -> list[ByteRange]:
         """The bytes to open the file and to decode runs of packets, (first, last); ascending, and merged
         where they are close to each other."""
         wanted = [*self.opening]
@@ -176,9 +176,9 @@ class PacketIndex:
         )
 
 
-def merge(ranges: Sequence[Range], apart: int = _MERGED) -> list[Range]:
+def merge(ranges: Sequence[ByteRange], apart: int = _MERGED) -> list[ByteRange]:
     """The ranges in ascending order, those with at most `apart` bytes between them as one."""
-    merged: list[Range] = []
+    merged: list[ByteRange] = []
     for begin, end in sorted(ranges):
         if merged and begin - merged[-1][1] <= apart:
             merged[-1] = merged[-1][0], max(end, merged[-1][1])
@@ -261,7 +261,7 @@ class _RecordingFile:
 
     def __init__(self, file: OpenFile) -> None:
         self._file = file
-        self._ranges: list[Range] | None = []
+        self._ranges: list[ByteRange] | None = []
 
     def read(self, most: int = -1) -> bytes:
         begin = self._file.tell()
@@ -276,6 +276,6 @@ class _RecordingFile:
     def tell(self) -> int:
         return self._file.tell()
 
-    def stop(self) -> list[Range]:
+    def stop(self) -> list[ByteRange]:
         ranges, self._ranges = self._ranges or [], None
         return ranges

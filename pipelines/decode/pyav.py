@@ -34,7 +34,7 @@ from pipelines.decode.packet_index import PacketIndex
 from pipelines.decode.stream_decoder import StreamDecoder
 from pipelines.decode.video_file import VideoContent, open_content
 from pipelines.errors import VideoError
-from pipelines.storage.segment_file import Range
+from pipelines.storage.byte_range_file import ByteRange
 
 KEPT_BYTES = 64 * 2**20  # of packets in memory; a larger video is demuxed a second time
 
@@ -120,7 +120,7 @@ def check_indexed_size(size: int, packets: PacketIndex) -> None:
         )
 
 
-def wanted_ranges(packets: PacketIndex, indices: NDArray[np.integer]) -> list[Range]:
+def wanted_ranges(packets: PacketIndex, indices: NDArray[np.integer]) -> list[ByteRange]:
     """The bytes that `decode_frames` reads for the frames at `indices`.
 
     Raises VideoError for frames beyond the last.

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Protocol
 
 from pipelines.errors import VideoError
-from pipelines.storage.segment_file import Range, SegmentFile
+from pipelines.storage.byte_range_file import ByteRange, ByteRangeFile
 
 LONG_FILE = 64 * 2**20  # bytes
 
@@ -74,7 +74,7 @@ class VideoFile:
     def _pread(self, most: int) -> bytes:
         return os.pread(self._descriptor, most, self._offset + self._position)
 
-    def load(self, ranges: Sequence[Range]) -> None:
+    def load(self, ranges: Sequence[ByteRange]) -> None:
         """Have the kernel read ranges, begin and end, that will be needed; returns at once."""
         for begin, end in ranges:
             os.posix_fadvise(self._descriptor, self._offset + begin, end - begin, os.POSIX_FADV_WILLNEED)
@@ -123,7 +123,7 @@ class FileRange:
         with self.open() as file:
             return file.size
 
-    def read_ranges(self, ranges: Sequence[Range]) -> list[bytes]:
+    def read_ranges(self, ranges: Sequence[ByteRange]) -> list[bytes]:
         """The bytes of each range; raises VideoError if they cannot be read."""
         with self.open() as file:
             if len(ranges) > 1:
@@ -144,7 +144,7 @@ class OpenFile(Protocol):
 class RangeFile(OpenFile, Protocol):
     """An open video whose ranges can be requested before they are read."""
 
-    def load(self, ranges: Sequence[Range]) -> None: ...
+    def load(self, ranges: Sequence[ByteRange]) -> None: ...
 
 
 class RangedContent(Protocol):
@@ -155,14 +155,14 @@ class RangedContent(Protocol):
 
     def open(self) -> AbstractContextManager[RangeFile]: ...
 
-    def read_ranges(self, ranges: Sequence[Range]) -> list[bytes]: ...
+    def read_ranges(self, ranges: Sequence[ByteRange]) -> list[bytes]: ...
 
 
 @dataclass(frozen=True)
 class LoadedContent:
     """A video of which some ranges are in memory, as read by `load_ranges`."""
 
-    file: SegmentFile
+    file: ByteRangeFile
 
     @property
     def size(self) -> int:
@@ -172,7 +172,7 @@ class LoadedContent:
         """The same file each time."""
         return nullcontext(self.file)
 
-    def read_ranges(self, ranges: Sequence[Range]) -> list[bytes]:
+    def read_ranges(self, ranges: Sequence[ByteRange]) -> list[bytes]:
         """The bytes of each range; raises what reading the video raises."""
         self.file.load(ranges)
         return [self._range(begin, end) for begin, end in ranges]
@@ -182,9 +182,9 @@ class LoadedContent:
         return self.file.read(end - begin)
 
 
-def load_ranges(content: RangedContent, ranges: Sequence[Range]) -> LoadedContent:
+def load_ranges(content: RangedContent, ranges: Sequence[ByteRange]) -> LoadedContent:
     """Read these ranges now; the others are read when they are needed. Raises what reading raises."""
-    file = SegmentFile(content)
+    file = ByteRangeFile(content)
     file.load(ranges)
     return LoadedContent(file)
 
@@ -196,7 +196,7 @@ VideoContent = Path | bytes | RangedContent
 class _Content(BytesIO):
     """A video in memory."""
 
-    def load(self, ranges: Sequence[Range]) -> None:
+    def load(self, ranges: Sequence[ByteRange]) -> None:
         """Nothing is left to request."""
 
 

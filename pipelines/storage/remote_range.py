@@ -8,8 +8,8 @@ from pathlib import Path
 
 from pipelines.errors import DataError
 from pipelines.storage.block_cache import BLOCK, MINIMUM, BlockCache
+from pipelines.storage.byte_range_file import ByteRange, ByteRangeFile
 from pipelines.storage.object_store import PATIENCE, check_url, object_size, read_ranges
-from pipelines.storage.segment_file import Range, SegmentFile
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,11 @@ class RemoteRange:
         """Bytes of the video. Raises VideoError and StoreUnavailable."""
         return self.length or object_size(self.url, patience=self.options.patience) - self.offset
 
-    def open(self) -> AbstractContextManager[SegmentFile]:
+    def open(self) -> AbstractContextManager[ByteRangeFile]:
         """The video as a file."""
-        return nullcontext(SegmentFile(self))
+        return nullcontext(ByteRangeFile(self))
 
-    def read_ranges(self, ranges: Sequence[Range]) -> list[bytes]:
+    def read_ranges(self, ranges: Sequence[ByteRange]) -> list[bytes]:
         """The bytes of each range, counted from the beginning of the video. Fetches them at the same time.
 
         Raises:
@@ -76,11 +76,11 @@ class RemoteRange:
         cache = self.options.blocks
         return self._fetch(ranges) if cache is None else self._read_cached(ranges, cache)
 
-    def _fetch(self, ranges: Sequence[Range]) -> list[bytes]:
+    def _fetch(self, ranges: Sequence[ByteRange]) -> list[bytes]:
         absolute = [(self.offset + begin, self.offset + end) for begin, end in ranges]
         return read_ranges(self.url, absolute, patience=self.options.patience)
 
-    def _read_cached(self, ranges: Sequence[Range], cache: BlockCache) -> list[bytes]:
+    def _read_cached(self, ranges: Sequence[ByteRange], cache: BlockCache) -> list[bytes]:
         """Whole blocks are fetched, and consecutive ones with one request."""
         numbers = sorted({n for begin, end in ranges for n in range(begin // BLOCK, -(-end // BLOCK))})
         blocks = {number: cache.get(self._name(number)) for number in numbers}

@@ -12,8 +12,9 @@ import pytest
 
 from pipelines.decode.pyav import decode_frames
 from pipelines.errors import DataError, VideoError
-from pipelines.storage import segment_file
+from pipelines.storage import byte_range_file
 from pipelines.storage.block_cache import BLOCK
+from pipelines.storage.byte_range_file import ByteRangeFile
 from pipelines.storage.object_store import (
     StoreUnavailable,
     check_url,
@@ -23,7 +24,6 @@ from pipelines.storage.object_store import (
     upload,
 )
 from pipelines.storage.remote_range import RemoteRange, StorageOptions
-from pipelines.storage.segment_file import SegmentFile
 from tests.pipelines.videos import KINDS, make_video
 from tests.s3_server import S3Server, s3_server
 
@@ -107,16 +107,16 @@ def test_a_server_that_is_away_and_one_that_comes_back(server: S3Server, tmp_pat
 def test_a_store_that_goes_away_while_ffmpeg_reads_is_no_bad_video(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(segment_file, "_MOST_AHEAD", 1)
-    monkeypatch.setattr(segment_file, "_READ_AHEAD", 1)
+    monkeypatch.setattr(byte_range_file, "_MOST_AHEAD", 1)
+    monkeypatch.setattr(byte_range_file, "_READ_AHEAD", 1)
     content = make_video(tmp_path, KINDS["h264 with B-frames"]).read_bytes()
 
     class Failing:
         size = len(content)
         left = 0  # answers before the store goes away
 
-        def open(self) -> AbstractContextManager[SegmentFile]:
-            return nullcontext(SegmentFile(self))
+        def open(self) -> AbstractContextManager[ByteRangeFile]:
+            return nullcontext(ByteRangeFile(self))
 
         def read_ranges(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
             self.left -= 1

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from errno import EINVAL
 from typing import Protocol
 
-Range = tuple[int, int]
+ByteRange = tuple[int, int]
 """Begin and end in bytes."""
 
 _READ_AHEAD, _MOST_AHEAD = 128 * 1024, 8 * 2**20
@@ -24,11 +24,11 @@ class RangeReader(Protocol):
     def size(self) -> int:
         """Bytes of the whole."""
 
-    def read_ranges(self, ranges: Sequence[Range]) -> list[bytes]:
+    def read_ranges(self, ranges: Sequence[ByteRange]) -> list[bytes]:
         """The bytes of each range."""
 
 
-class SegmentFile:
+class ByteRangeFile:
     """A file with the methods that PyAV needs: read, seek and tell.
 
     Ranges that are loaded in advance cost one round trip for all, and stay in memory; every other read costs
@@ -41,21 +41,21 @@ class SegmentFile:
         self._reader = reader
         self._position = 0
         self._ahead = _READ_AHEAD
-        self._begins: list[int] = []  # of the segments, ascending; they do not overlap
-        self._segments: list[bytes] = []
-        self._read: deque[Range] = deque()  # of the segments that were not loaded in advance
+        self._begins: list[int] = []  # of the ranges in memory, ascending; they do not overlap
+        self._contents: list[bytes] = []
+        self._read: deque[ByteRange] = deque()  # the ranges that were not loaded in advance
         self._kept = 0  # bytes of them
 
-    def load(self, ranges: Sequence[Range]) -> None:
+    def load(self, ranges: Sequence[ByteRange]) -> None:
         """Read the parts of `ranges` that are not yet in memory."""
         self._fetch(ranges)
 
-    def _fetch(self, ranges: Sequence[Range]) -> list[Range]:
+    def _fetch(self, ranges: Sequence[ByteRange]) -> list[ByteRange]:
         missing = [part for begin, end in ranges for part in self._missing(begin, end)]
         for (begin, _), data in zip(missing, self._reader.read_ranges(missing), strict=True):
             place = bisect_right(self._begins, begin)
             self._begins.insert(place, begin)
-            self._segments.insert(place, data)
+            self._contents.insert(place, data)
         return missing
 
     def _read_on(self, begin: int, end: int) -> None:
@@ -67,13 +67,13 @@ class SegmentFile:
             low, high = self._read.popleft()
             self._kept -= high - low
             place = bisect_left(self._begins, low)
-            del self._begins[place], self._segments[place]
+            del self._begins[place], self._contents[place]
 
-    def _missing(self, begin: int, end: int) -> list[Range]:
+    def _missing(self, begin: int, end: int) -> list[ByteRange]:
         missing = []
         end = min(end, self.size)
         for place in range(max(0, bisect_right(self._begins, begin) - 1), len(self._begins)):
-            low, high = self._begins[place], self._begins[place] + len(self._segments[place])
+            low, high = self._begins[place], self._begins[place] + len(self._contents[place])
             if low >= end:
                 break
             if begin < low:
@@ -88,11 +88,11 @@ class SegmentFile:
         while self._position < end:
             place = bisect_right(self._begins, self._position) - 1
             inside = self._position - self._begins[place] if place >= 0 else 0
-            if place < 0 or inside >= len(self._segments[place]):
+            if place < 0 or inside >= len(self._contents[place]):
                 self._read_on(self._position, max(end, self._position + self._ahead))
                 self._ahead = min(2 * self._ahead, _MOST_AHEAD)
                 continue
-            part = self._segments[place][inside : inside + end - self._position]
+            part = self._contents[place][inside : inside + end - self._position]
             parts.append(part)
             self._position += len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from pipelines.storage import segment_file
-from pipelines.storage.segment_file import SegmentFile
+from pipelines.storage import byte_range_file
+from pipelines.storage.byte_range_file import ByteRangeFile
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 300_000, np.uint8).tobytes()
 
@@ -24,19 +24,19 @@ class Reader:
 
 def test_what_was_read_is_forgotten_and_what_was_loaded_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("_READ_AHEAD", 500), ("_MOST_AHEAD", 4000), ("_MOST_KEPT", 20_000)):
-        monkeypatch.setattr(segment_file, name, value)
+        monkeypatch.setattr(byte_range_file, name, value)
     reader, chance = Reader(), np.random.default_rng(1)
-    file = SegmentFile(reader)
+    file = ByteRangeFile(reader)
     loaded = [(1000, 3000), (150_000, 190_000)]
     file.load(loaded)
     for _ in range(2):  # from the beginning to the end, as FFmpeg does
         file.seek(0)
         assert b"".join(iter(lambda: file.read(1500), b"")) == CONTENT
-        assert sum(map(len, file._segments)) <= 42_000 + 20_000
+        assert sum(map(len, file._contents)) <= 42_000 + 20_000
     for begin, length in zip(chance.integers(0, 299_000, 300), chance.integers(1, 9000, 300), strict=True):
         file.seek(int(begin))
         assert file.read(int(length)) == CONTENT[begin : begin + length]
-        assert sum(map(len, file._segments)) <= 42_000 + 20_000
+        assert sum(map(len, file._contents)) <= 42_000 + 20_000
     reader.fetched.clear()
     for begin, end in loaded:
         file.seek(begin)
@@ -45,7 +45,7 @@ def test_what_was_read_is_forgotten_and_what_was_loaded_is_not(monkeypatch: pyte
 
 
 def test_a_single_read_may_be_larger(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segment_file, "_MOST_KEPT", 20_000)
-    file = SegmentFile(Reader())
+    monkeypatch.setattr(byte_range_file, "_MOST_KEPT", 20_000)
+    file = ByteRangeFile(Reader())
     file.load([(500, 600)])  # what is around it is fetched in two parts
     assert file.read() == CONTENT
