@@ -53,6 +53,11 @@ class ManifestRow:
     """Number of frames of the video that the row is a segment of; 0 for a whole video."""
 
     @property
+    def video(self) -> tuple[str, int, int]:
+        """Path, offset and length of its video, which rows that are segments of it share."""
+        return self.path, self.offset, self.length
+
+    @property
     def is_segment(self) -> bool:
         """Whether the row is a part of a video's frames."""
         return self.video_frames > 0

@@ -1,8 +1,9 @@
 """The packet indexes of a manifest's videos, in a memory-mapped file beside it.
 
-Layout, all numbers little-endian: `_HEADER`, the records of the rows one after another, and a table of
-rows + 1 int64, the first byte of each record and the end of the last. A row whose video has no index has an
-empty record. docs/formats.md describes a record.
+Layout, all numbers little-endian: `_HEADER`, the records of the videos one after another, and a table with
+two int64 for each row, the first byte of its video's record and the end. Rows of one video share its record;
+a row whose video has no index has an empty one. docs/formats.md describes a record. Version 1 has a record
+for each row, one after another, and a table of rows + 1 int64.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from pipelines.atomic_file import atomic_file
@@ -28,7 +30,7 @@ from pipelines.formatting import printable
 SUFFIX = ".packets"
 
 _MAGIC = b"UFv2PKTS"
-_VERSION = 1
+_VERSION = 2
 _HEADER = struct.Struct("<8sqqq32s")
 """Magic, version, rows, position of the table, fingerprint of the manifest."""
 _ENTRY = 8  # bytes of the table's numbers
@@ -42,10 +44,15 @@ def packets_path(manifest: Path) -> Path:
 class PacketTable:
     """A file of packet indexes that is open for reading."""
 
-    def __init__(self, path: Path, mapped: mmap.mmap, rows: int, begin: int) -> None:
+    def __init__(self, path: Path, mapped: mmap.mmap, begin: int, table: NDArray[np.int64]) -> None:
+        """
+        Args:
+            begin: of the table in the file.
+            table: begin and end of each row's record, (rows, 2).
+        """
         self._path = path
         self._mapped = mapped
-        self._table: NDArray[np.int64] = np.frombuffer(mapped, "<i8", rows + 1, begin)
+        self._table = table
         self._end = begin
 
     @classmethod
@@ -72,16 +79,19 @@ class PacketTable:
         if len(header) < _HEADER.size:
             raise _damaged(path, f"it ends after {len(header)} bytes")
         _, version, count, begin, manifest = _HEADER.unpack(header)
-        if version != _VERSION:
-            raise _damaged(path, f"it has format {version}, and this program reads {_VERSION}")
+        if version not in (1, _VERSION):
+            raise _damaged(path, f"it has format {version}, and this program reads up to {_VERSION}")
         if manifest.hex() != fingerprint:
             raise DataError(
                 f"{printable(path)} has the packet indexes of another manifest: make it again with "
                 "`uniformerv2 prepare index`, or delete it"
             )
-        if count != rows or begin < _HEADER.size or begin + (rows + 1) * _ENTRY != len(mapped):
+        numbers = rows + 1 if version == 1 else 2 * rows
+        if count != rows or begin < _HEADER.size or begin + numbers * _ENTRY != len(mapped):
             raise _damaged(path, f"it has {len(mapped)} bytes, which do not fit {rows} rows")
-        return cls(path, mapped, rows, begin)
+        table: NDArray[np.int64] = np.frombuffer(mapped, "<i8", numbers, begin)
+        pairs = sliding_window_view(table, 2) if version == 1 else table.reshape(rows, 2)
+        return cls(path, mapped, begin, pairs)
 
     def read(self, row: int) -> PacketIndex | None:
         """The packet index of a row's video; None where it has none.
@@ -90,7 +100,7 @@ class PacketTable:
             DataError: the table is damaged there.
             VideoError: the record is.
         """
-        begin, end = self._table[row : row + 2].tolist()
+        begin, end = self._table[row].tolist()
         if begin == end:
             return None
         if not _HEADER.size <= begin < end <= self._end:
@@ -137,17 +147,25 @@ class PacketTableWriter:
         self._position = _HEADER.size
         self.rows = 0
         file.write(bytes(_HEADER.size))
-        self._append_position()
 
-    def add(self, record: bytes) -> None:
-        """The record of the next row; empty where its video has no index."""
+    def add(self, record: bytes) -> bool:
+        """The record of the next row; empty where its video has no index. Returns whether it has one."""
         self._file.write(record)
-        self._position += len(record)
-        self.rows += 1
-        self._append_position()
+        begin, self._position = self._position, self._position + len(record)
+        self._append(struct.pack("<qq", begin, self._position))
+        return bool(record)
 
-    def _append_position(self) -> None:
-        self._table.write(self._position.to_bytes(_ENTRY, "little"))
+    def repeat(self, row: int) -> bool:
+        """Give the next row the record of an earlier one. Returns whether it has one."""
+        self._table.seek(2 * _ENTRY * row)
+        begin, end = struct.unpack("<qq", entry := self._table.read(2 * _ENTRY))
+        self._table.seek(0, os.SEEK_END)
+        self._append(entry)
+        return bool(begin < end)
+
+    def _append(self, entry: bytes) -> None:
+        self._table.write(entry)
+        self.rows += 1
 
     def finish(self, fingerprint: str) -> None:
         """Write what depends on all rows. fingerprint: of the manifest."""

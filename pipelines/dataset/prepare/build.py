@@ -4,6 +4,7 @@ import re
 from array import array
 from collections.abc import Iterator
 from contextlib import closing
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from pipelines.dataset.prepare.probe_listing import open_probe_log, probe_listin
 from pipelines.dataset.prepare.probe_log import WHOLE, ProbeLog
 from pipelines.dataset.prepare.probe_row import ProbedRow
 from pipelines.dataset.prepare.summary import ManifestReport, list_of
-from pipelines.dataset.probe import CRASHES, MISSING
+from pipelines.dataset.probe import CRASHES, MISSING, VideoInfo
 from pipelines.dataset.source import format_change, open_source
 from pipelines.dataset.spot_check import common_folder, format_none_found
 from pipelines.errors import DataError, VideoError
@@ -29,6 +30,7 @@ from pipelines.worker_pool import Progress, ordered_map
 CUT = "segments that reach beyond their video, cut to it"
 OTHER_LENGTH = "videos whose length differs from that in the annotations"
 
+_CACHED = 4  # videos: the segments of one follow one another
 _NUMBER = re.compile(r"(?<![\w(])\d+(\.\d+)?")
 
 
@@ -216,7 +218,15 @@ def stored_path(path: Path, folder: Path) -> str:
 def _defect(job: tuple[Path, ManifestRow, bool]) -> str:
     """The defect of a row's video, to follow its name in a sentence; empty if it has none."""
     path, row, deep = job
+    whole = ManifestRow(row.path, row.offset, row.length, 0, 1, row.fps, 1, 1, "", source=row.source)
+    probed = _probe(path, whole, deep)
+    return str(probed) if isinstance(probed, VideoError) else format_change(probed, row)
+
+
+@lru_cache(_CACHED)
+def _probe(path: Path, whole: ManifestRow, deep: bool) -> VideoInfo | VideoError:
+    """The properties of a video, or its defect. whole: a row of all of it."""
     try:
-        return format_change(open_source(path, row).probe(deep=deep), row)
+        return open_source(path, whole).probe(deep=deep)
     except VideoError as defect:
-        return str(defect)
+        return defect

@@ -194,9 +194,12 @@ def finish_shards(source: Manifest, options: ShardOptions) -> ShardReport:
             for row, reason in result.bad:
                 bad.add(LEFT_OUT, source.printable_path(row), printable(reason))
             totals[0] += result.size
+            before = -1
             for video in result.videos:
-                table.add(video.packets)
-                totals[1] += bool(video.packets)
+                totals[1] += (
+                    table.repeat(table.rows - 1) if video.offset == before else table.add(video.packets)
+                )
+                before = video.offset
                 yield replace(source.row(video.row), path=path, offset=video.offset, length=video.length)
         if not table.rows:
             raise DataError("no video could be used:\n" + "\n".join(bad.table()))
@@ -297,7 +300,7 @@ def _sizes(manifest: Path, first: int) -> list[tuple[tuple[str, int, int], int]]
                     f"{opened.printable_path(index)} is a folder of frames, but shards hold video files: "
                     "transcode the manifest first"
                 )
-            found.append(((row.path, row.offset, row.length), row_content(opened.path_at(index), row).size))
+            found.append((row.video, row_content(opened.path_at(index), row).size))
         except VideoError:
             found.append((("", index, 0), 0))
     return found

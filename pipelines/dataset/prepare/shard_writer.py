@@ -181,16 +181,12 @@ def _rows_by_video(
         except VideoError as error:
             bad.append((index, str(error)))
             continue
-        if together and _video_of(together[0][1]) != _video_of(row):
+        if together and together[0][1].video != row.video:
             yield together
             together = []
         together.append((index, row))
     if together:
         yield together
-
-
-def _video_of(row: ManifestRow) -> tuple[str, int, int]:
-    return row.path, row.offset, row.length
 
 
 def _write_sample(

@@ -45,6 +45,7 @@ from pipelines.dataset.shards import member_extension, sample_name
 from pipelines.dataset.source import open_source
 from pipelines.dataset.split_overlap import find_overlap
 from pipelines.dataset.spot_check import spot_check
+from pipelines.decode.packet_index import make_packet_index
 from pipelines.decode.video_file import VideoContent
 from pipelines.errors import DataError, VideoError
 from pipelines.storage.object_store import StoreUnavailable
@@ -268,7 +269,7 @@ def test_segments_share_their_video(source: Manifest, tmp_path: Path) -> None:
     given = write_manifest(tmp_path / "segments.arrow", parts, ["a", "b"], sources=True)
     packed = pack(given, tmp_path / "out", tmp_path / "out" / "train.arrow")
     rows = [packed.row(index) for index in range(3)]
-    assert len({(row.path, row.offset, row.length) for row in rows}) == 1
+    assert len({row.video for row in rows}) == 1
     assert (tmp_path / "out/shard-000000.tar").stat().st_size < 2 * source.path_at(0).stat().st_size
     for index, row in enumerate(rows):
         wanted = np.array([0, 9], np.int32)
@@ -276,6 +277,28 @@ def test_segments_share_their_video(source: Manifest, tmp_path: Path) -> None:
         expected = open_source(given.path_at(index), given.row(index)).read(wanted)
         size = (row.height, row.width)
         np.testing.assert_array_equal(read.decode(None, size), expected.decode(None, size))
+
+    # One packet index for all rows of a video, also where others are between them.
+    other = replace(source.row(1), path=encode_path(source.path_at(1)), video_frames=40, frames=40)
+    mixed = [*parts[:2], other, parts[2]]
+    separate = write_manifest(tmp_path / "files.arrow", mixed, ["a", "b"], sources=True)
+    done: list[tuple[int, int]] = []
+    assert index_manifest(separate, workers=1, progress=lambda *counts: done.append(counts)) == 4
+    assert done == [(1, 2), (2, 2)]
+    first, second = (make_packet_index(path.read_bytes()).to_bytes() for path in map(source.path_at, (0, 1)))
+    assert packets_path(packed.path).stat().st_size == 64 + len(first) + 3 * 16
+    assert packets_path(separate.path).stat().st_size == 64 + len(first) + len(second) + 4 * 16
+    reopened = Manifest.open(separate.path)
+    assert [reopened.packets_at(row).to_bytes() for row in range(4)] == [first, first, second, first]
+
+    # Version 1: a record for each row.
+    records = [first, b"", second, first]
+    ends = np.cumsum([64, *map(len, records)])
+    header = b"UFv2PKTS" + np.array([1, 4, ends[-1]], "<i8").tobytes() + bytes.fromhex(separate.fingerprint)
+    packets_path(separate.path).write_bytes(header + b"".join(records) + ends.astype("<i8").tobytes())
+    reopened = Manifest.open(separate.path)
+    found = [reopened.packets_at(row) for row in range(4)]
+    assert [b"" if packets is None else packets.to_bytes() for packets in found] == records
 
 
 def test_folders_of_frames_are_refused(source: Manifest, tmp_path: Path) -> None:
