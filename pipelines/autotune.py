@@ -113,7 +113,7 @@ def autotune(
         decoding = replace(decoding, graph_share=share)
     batch_bytes = source.samples * (timing.bytes if timing else 0.0) + source.output_bytes
     enough = ceil(2 * workers / source.samples) + 1  # then no worker waits for a batch to be complete
-    prefetch = options.prefetch or max(2, min(enough, MOST_AHEAD, int(AHEAD / batch_bytes)))
+    prefetch = options.prefetch or max(1, min(enough, MOST_AHEAD, int(AHEAD / batch_bytes)))
     summary = (
         f"decoding by {_format_decoding(decoding, options)}: {timing.summary + '; ' if timing else ''}"
         f"{format_count(workers, 'worker')}, {format_count(threads, 'thread')}, "
@@ -121,6 +121,11 @@ def autotune(
     )
     if timing and timing.advice:
         summary += f"; {timing.advice}"
+    if batch_bytes > AHEAD / 2 and options.prefetch is None:
+        summary += (
+            f"; a batch has {batch_bytes / 2**30:.1f} GiB of frames and clips, and its augmentation needs "
+            "several times as much: augmentation.max_short_side scales the frames down while they are decoded"
+        )
     return decoding, LoaderResources(options.device, workers, threads, prefetch, summary)
 
 

@@ -140,7 +140,9 @@ def find_crashed(
         left: files of loaders that were not closed.
         sampler, clip, options: of the loaders of this start, which may have another number of ranks.
     """
-    reader = SampleReader(dataset, options.decoding, storage=options.storage)
+    reader = SampleReader(
+        dataset, options.decoding, storage=options.storage, max_short_side=clip.max_short_side
+    )
     now: Source
     if isinstance(sampler, TrainSampler) and isinstance(clip, TrainClipSpec):
         now = TrainSource(reader, sampler, clip, sampler.repeats, rank=0, world_size=1, first=0)

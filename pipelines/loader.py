@@ -309,7 +309,7 @@ def train_loader(
     first = first_step * (sampler.global_batch // (micro_batch * world_size))
 
     def open_source(decoding: Decoding) -> TrainSource:
-        reader = SampleReader(dataset, decoding, crashed=crashed or {}, storage=options.storage)
+        reader = SampleReader(dataset, decoding, {}, crashed or {}, options.storage, clip.max_short_side)
         return TrainSource(reader, sampler, clip, micro_batch, rank, world_size, first)
 
     decoding, resources = _autotune(dataset, open_source, options, in_flight)
@@ -340,7 +340,7 @@ def view_loader(
     """
 
     def open_source(decoding: Decoding) -> ViewSource:
-        reader = SampleReader(dataset, decoding, crashed=crashed or {}, storage=options.storage)
+        reader = SampleReader(dataset, decoding, {}, crashed or {}, options.storage, clip.max_short_side)
         return ViewSource(reader, sampler, clip, rank, first)
 
     decoding, resources = _autotune(dataset, open_source, options, in_flight)

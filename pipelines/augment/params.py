@@ -37,6 +37,8 @@ class TrainClipSpec:
     """Brightness, contrast and saturation factors are in [1 - color_jitter, 1 + color_jitter]."""
     rand_augment: str | None = None
     """None, or a policy such as `rand-m7-n4-mstd0.5-inc1`."""
+    max_short_side: int | None = None
+    """To which frames with a longer short side are scaled down when they are decoded, in pixels."""
 
     @property
     def operations(self) -> int:
@@ -181,6 +183,8 @@ class ViewSpec:
     """Temporal segments."""
     crops: int = 1
     """1 (centre) or 3 (left, centre, right; top, centre, bottom for portrait videos)."""
+    max_short_side: int | None = None
+    """As in `TrainClipSpec`."""
 
     @property
     def views(self) -> int:

@@ -86,8 +86,8 @@ class TrainSource:
         slots = [self.sampler.slot(step, index + repeat) for repeat in range(self.sampler.repeats)]
         sample = slots[0].sample
         row, reason = self.reader.row(sample)
-        size = PLACEHOLDER_SIZE
-        frames, height, width = (1, size, size) if row is None else (row.frames, row.height, row.width)
+        size = (PLACEHOLDER_SIZE,) * 2
+        frames, (height, width) = (1, size) if row is None else (row.frames, self.reader.frame_size(row))
         params = [
             draw_clip_params(
                 self.clip,
@@ -111,7 +111,7 @@ class TrainSource:
         request, slots, params = self.sample(info.idx_in_epoch)
         loaded = self.reader.load(request)
         arrays = dict(loaded.arrays)
-        if loaded.reason and request.row is not None:  # the parameters are for frames of the row's size
+        if loaded.reason and request.row is not None:  # the parameters are for frames of the video's size
             params = [placeholder_params(self.clip, PLACEHOLDER_SIZE)] * len(slots)
         elif loaded.reason and not self.crops_in_graph:
             top, left, bottom, right = params[0].roi

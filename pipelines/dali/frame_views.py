@@ -71,4 +71,5 @@ def clip_frames(path: Path, row: ManifestRow, clip: ViewSpec) -> NDArray[np.uint
     """
     indices = view_indices(row.frames, clip.frames, clip.clips).reshape(-1)
     with unexpected_as_video_error():
-        return open_source(path, row).read(indices).decode(None, (row.height, row.width))
+        frames = open_source(path, row).read(indices)
+        return frames.decode(None, (row.height, row.width), clip.max_short_side)

@@ -26,6 +26,7 @@ from pipelines.dali.sample_layout import Arrays, decoding_layout
 from pipelines.dataset.concat import Samples
 from pipelines.dataset.manifest import ManifestRow
 from pipelines.dataset.source import ReadFrames, open_source
+from pipelines.decode.scaling import scaled_size
 from pipelines.decode.video_file import LONG_FILE
 from pipelines.errors import DataError, VideoError, format_unexpected
 from pipelines.storage.remote_range import DIRECT, StorageOptions
@@ -105,10 +106,10 @@ class LoadedSample:
     arrays: Arrays
     """By the names of `decoding_layout`."""
     height: int
-    """Of the video's frames, in pixels."""
+    """Of the whole frames, in pixels, after scaling."""
     width: int
     origin: tuple[int, int] = (0, 0)
-    """Row and column of the video's frame at which the frames in `arrays` begin."""
+    """Row and column of the whole frame at which the frames in `arrays` begin."""
     cost: SampleCost = SampleCost()
     reason: str = ""
     """Why it is bad, if it is."""
@@ -129,6 +130,8 @@ class SampleReader:
     start."""
     storage: StorageOptions = DIRECT
     """How videos in an object store are read."""
+    max_short_side: int | None = None
+    """To which frames with a longer short side are scaled down; None does not scale."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Runs first in a worker process."""
@@ -141,6 +144,10 @@ class SampleReader:
             return self.dataset.row(sample), ""
         except VideoError as error:
             return None, str(error)
+
+    def frame_size(self, row: ManifestRow) -> tuple[int, int]:
+        """(height, width) of the row's frames after scaling."""
+        return scaled_size(row.height, row.width, self.max_short_side)
 
     def load(self, request: SampleRequest) -> LoadedSample:
         """Read a sample; an empty slot and a bad sample give the placeholder."""
@@ -182,10 +189,10 @@ class SampleReader:
         if encoded is not None:
             cost = SampleCost(read, time.thread_time() - begun)
             return LoadedSample(self._arrays(encoded=encoded), row.height, row.width, cost=cost)
-        frames = read_frames.decode(request.window, (row.height, row.width))
+        frames = read_frames.decode(request.window, (row.height, row.width), self.max_short_side)
         cost = SampleCost(read, time.thread_time() - begun)
         top, left = request.window[:2] if request.window else (0, 0)
-        return LoadedSample(self._arrays(frames=frames), row.height, row.width, (top, left), cost)
+        return LoadedSample(self._arrays(frames=frames), *self.frame_size(row), (top, left), cost)
 
     def _encoded(self, read: ReadFrames, row: ManifestRow) -> GraphDecodeInput | None:
         """What the graph needs to decode it; None where the worker decodes it instead.
@@ -193,6 +200,10 @@ class SampleReader:
         Raises VideoError for a bad video, and with `dali` for one that the graph's decoder does not support.
         """
         try:
+            if self.frame_size(row) != (row.height, row.width):
+                raise UnsupportedByGraph(
+                    "is scaled by augmentation.max_short_side; set data.decoder to pyav or hybrid"
+                )
             if read.encoded is None:
                 raise UnsupportedByGraph("is a folder of frames; set data.decoder to pyav or hybrid")
             if not isinstance(read.encoded, bytes):

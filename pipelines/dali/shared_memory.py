@@ -79,5 +79,5 @@ def _bytes(source: Source, request: SampleRequest, row: ManifestRow) -> int:
             return 0  # a bad sample, whose placeholder is small
         if encoded is not None:
             return encoded
-    top, left, bottom, right = request.window or (0, 0, row.height, row.width)
+    top, left, bottom, right = request.window or (0, 0, *source.reader.frame_size(row))
     return len(request.indices) * max(0, bottom - top) * max(0, right - left) * 3

@@ -39,10 +39,13 @@ class ReadFrames(Protocol):
     def indices(self) -> NDArray[np.int32]:
         """Their numbers in the whole video."""
 
-    def decode(self, roi: Roi | None, size: tuple[int, int]) -> NDArray[np.uint8]:
+    def decode(
+        self, roi: Roi | None, size: tuple[int, int], max_short_side: int | None = None
+    ) -> NDArray[np.uint8]:
         """The frames in the requested order as RGB, (T, H, W, 3); raises VideoError.
 
-        roi: (top, left, bottom, right) of the pixels to return. size: (height, width) that they must have.
+        roi: (top, left, bottom, right) of the pixels to return, after scaling. size: (height, width) that the
+        frames must have. max_short_side: to which they are scaled down (`scaled_size`); None does not scale.
         """
 
 
@@ -121,8 +124,12 @@ class EncodedFrames:
     indices: NDArray[np.int32]
     packets: PacketIndex | None = None
 
-    def decode(self, roi: Roi | None, size: tuple[int, int]) -> NDArray[np.uint8]:
-        return decode_frames(self.encoded, self.indices, roi, size=size, packets=self.packets)
+    def decode(
+        self, roi: Roi | None, size: tuple[int, int], max_short_side: int | None = None
+    ) -> NDArray[np.uint8]:
+        return decode_frames(
+            self.encoded, self.indices, roi, size=size, max_short_side=max_short_side, packets=self.packets
+        )
 
 
 @dataclass(frozen=True)
@@ -183,8 +190,10 @@ class PictureFrames:
     indices: NDArray[np.int32]
     encoded: None = None
 
-    def decode(self, roi: Roi | None, size: tuple[int, int]) -> NDArray[np.uint8]:
-        return self.frames.decode(self.indices, roi, size=size)
+    def decode(
+        self, roi: Roi | None, size: tuple[int, int], max_short_side: int | None = None
+    ) -> NDArray[np.uint8]:
+        return self.frames.decode(self.indices, roi, size=size, max_short_side=max_short_side)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pipelines.decode.demux import VideoIndex, open_video, read_index
 from pipelines.decode.jpeg_frames import decode_frame, list_frames
-from pipelines.decode.pyav import decode_all, frames_in_order, to_rgb
+from pipelines.decode.pyav import decode_all, displayed_rgb, frames_in_order
 from pipelines.errors import VideoError, unexpected_as_video_error
 
 DEFAULT_RATE = Fraction(25)
@@ -50,10 +50,12 @@ class FrameStream:
         self.frames = len(self.seconds)
         self.duration = float(self.seconds[-1]) + 1 / float(self.rate)
 
-    def pictures(self, wanted: NDArray[np.bool_] | None = None) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    def pictures(
+        self, wanted: NDArray[np.bool_] | None = None, max_short_side: int | None = None
+    ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         """Number and displayed picture, (H, W, 3) RGB, of the wanted frames or of all, ascending.
 
-        wanted: (frames,), true for the frames to return.
+        wanted: (frames,), true for the frames to return. max_short_side: as for `decode_frames`.
 
         Raises VideoError if a frame up to the last wanted one is damaged or missing.
         """
@@ -65,7 +67,7 @@ class FrameStream:
                 if number > last:
                     return
                 if wanted is None or wanted[number]:
-                    yield number, shape.orientation.apply(to_rgb(converter, frame))
+                    yield number, displayed_rgb(converter, frame, shape, max_short_side)
         if number < last:
             raise VideoError(f"breaks at or before frame {number + 1} of {self.frames}")
 

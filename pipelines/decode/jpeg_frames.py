@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from pipelines.decode.pyav import check_frames, check_picture_size
+from pipelines.decode.scaling import scaled_size
 from pipelines.decode.video_file import VideoFile
 from pipelines.errors import VideoError
 
@@ -123,14 +124,18 @@ class JpegFrames:
         roi: tuple[int, int, int, int] | None = None,
         *,
         size: tuple[int, int],
+        max_short_side: int | None = None,
     ) -> NDArray[np.uint8]:
         """As `pyav.decode_frames`; each frame is decoded once."""
-        height, width = size
-        top, left, bottom, right = roi or (0, 0, height, width)
+        scaled = scaled_size(*size, max_short_side)
+        top, left, bottom, right = roi or (0, 0, *scaled)
         pixels = np.empty((len(indices), bottom - top, right - left, 3), np.uint8)
         for number in sorted(self.files):
             picture = self.picture(number)
             check_picture_size(picture.shape[:2], size)
+            if scaled != size:
+                whole = Image.fromarray(picture)
+                picture = np.asarray(whole.resize((scaled[1], scaled[0]), Image.Resampling.BOX))
             pixels[indices == number] = picture[top:bottom, left:right]
         return pixels
 

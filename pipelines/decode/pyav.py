@@ -15,7 +15,7 @@ from itertools import islice
 
 import av
 import numpy as np
-from av.video.reformatter import VideoReformatter
+from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
 from pipelines.decode.color import check_colorspace
@@ -31,6 +31,7 @@ from pipelines.decode.demux import (
 )
 from pipelines.decode.orientation import Orientation
 from pipelines.decode.packet_index import PacketIndex
+from pipelines.decode.scaling import scaled_size
 from pipelines.decode.stream_decoder import StreamDecoder
 from pipelines.decode.video_file import VideoContent, open_content
 from pipelines.errors import VideoError
@@ -55,21 +56,24 @@ def decode_frames(
     roi: Roi | None = None,
     *,
     size: tuple[int, int] | None = None,
+    max_short_side: int | None = None,
     packets: PacketIndex | None = None,
 ) -> NDArray[np.uint8]:
     """The frames at `indices`, in any order and with repeats, as RGB: (T, H, W, 3).
 
     Args:
         source: a file, its content, or a part of a shard.
-        roi: (top, left, bottom, right) in displayed pixels; only this part of the frames is returned.
-        size: (height, width) in displayed pixels that the frames must have.
+        roi: (top, left, bottom, right) in displayed pixels, after scaling; only this part of the frames is
+            returned.
+        size: (height, width) in displayed pixels that the frames must have in the video.
+        max_short_side: scale the frames down to it (`scaled_size`) by averaging areas; None does not scale.
         packets: the video's packet index; only what the frames need is then read.
 
     Raises:
         VideoError: the file cannot be opened, its frames have another size or are too few, or a needed packet
             is damaged.
     """
-    clip = _Clip(indices, roi, size)
+    clip = _Clip(indices, roi, size, max_short_side)
     if packets is None:
         index, runs, times_valid = _decode_by_demuxing(source, clip)
     else:
@@ -79,7 +83,7 @@ def decode_frames(
         # A marked keyframe is none: H.264 with periodic intra refresh.
         times_valid = _fill_from(source, clip, index, whole)
     if not times_valid:
-        clip = _Clip(indices, roi, size)
+        clip = _Clip(indices, roi, size, max_short_side)
         _fill_from(source, clip, replace(index, ordered=False), whole)
     if clip.positions:
         raise VideoError(f"breaks at or before frame {min(clip.positions)} of {len(index.display_order)}")
@@ -126,7 +130,7 @@ def wanted_ranges(packets: PacketIndex, indices: NDArray[np.integer]) -> list[By
     Raises VideoError for frames beyond the last.
     """
     index = packets.video_index
-    return packets.ranges(_wanted_runs(_Clip(indices, None, None), index))
+    return packets.ranges(_wanted_runs(_Clip(indices), index))
 
 
 def _wanted_runs(clip: "_Clip", index: VideoIndex) -> list[tuple[int, int]]:
@@ -234,7 +238,13 @@ class _Clip:
 
     pixels: NDArray[np.uint8]
 
-    def __init__(self, indices: NDArray[np.integer], roi: Roi | None, size: tuple[int, int] | None) -> None:
+    def __init__(
+        self,
+        indices: NDArray[np.integer],
+        roi: Roi | None = None,
+        size: tuple[int, int] | None = None,
+        max_short_side: int | None = None,
+    ) -> None:
         self.numbers = indices
         self.positions: dict[int, list[int]] = {}
         for position, number in enumerate(indices.tolist()):
@@ -242,6 +252,7 @@ class _Clip:
         self._length = len(indices)
         self._roi = roi
         self._size = size
+        self._max_short_side = max_short_side
         self._shape: FrameShape | None = None
         # One converter for all frames: its setup costs more than a small frame.
         self._converter = VideoReformatter()
@@ -251,14 +262,14 @@ class _Clip:
         _check_same(frame, shape, self._shape, number)
         if self._shape is None:
             self._allocate(shape)
-        picture = shape.orientation.apply(to_rgb(self._converter, frame))
+        picture = displayed_rgb(self._converter, frame, shape, self._max_short_side)
         for position in self.positions.pop(number):
-            top, left, bottom, right = self._roi or (0, 0, *shape.display_size)
+            top, left, bottom, right = self._roi or (0, 0, *picture.shape[:2])
             self.pixels[position] = picture[top:bottom, left:right]
 
     def _allocate(self, shape: FrameShape) -> None:
         check_size(shape, self._size)
-        height, width = shape.display_size
+        height, width = scaled_size(*shape.display_size, self._max_short_side)
         top, left, bottom, right = self._roi or (0, 0, height, width)
         if not (0 <= top < bottom <= height and 0 <= left < right <= width):
             raise ValueError(f"ROI {self._roi} is not inside frames of {width}x{height}")
@@ -269,6 +280,20 @@ class _Clip:
 def to_rgb(converter: VideoReformatter, frame: "av.VideoFrame") -> NDArray[np.uint8]:
     """The frame as full-range RGB, (H, W, 3), by its tagged colour space and range."""
     return np.asarray(converter.reformat(frame, format="rgb24", threads=1).to_ndarray(), np.uint8)
+
+
+def displayed_rgb(
+    converter: VideoReformatter, frame: "av.VideoFrame", shape: FrameShape, max_short_side: int | None
+) -> NDArray[np.uint8]:
+    """The frame as displayed, as `to_rgb`; its short side is scaled down to `max_short_side` if it is
+    longer."""
+    height, width = shape.orientation.display_size(*scaled_size(*shape.display_size, max_short_side))
+    if (height, width) == (shape.height, shape.width):
+        return shape.orientation.apply(to_rgb(converter, frame))
+    scaled = converter.reformat(
+        frame, width, height, format="rgb24", interpolation=Interpolation.AREA, threads=1
+    )
+    return shape.orientation.apply(np.asarray(scaled.to_ndarray(), np.uint8))
 
 
 def check_size(shape: FrameShape, expected: tuple[int, int] | None) -> None:

@@ -24,12 +24,14 @@ CPU = torch.device("cpu")
 CLIP = TrainClipSpec(4, 32)
 
 
-def tune(manifest: Path, options: LoaderOptions, micro_batch: int = 8) -> tuple[Decoding, LoaderResources]:
+def tune(
+    manifest: Path, options: LoaderOptions, micro_batch: int = 8, clip: TrainClipSpec = CLIP
+) -> tuple[Decoding, LoaderResources]:
     dataset = Dataset.open([manifest])
     sampler = TrainSampler(len(dataset), micro_batch, seed=3)
 
     def open_source(decoding: Decoding) -> TrainSource:
-        return TrainSource(SampleReader(dataset, decoding), sampler, CLIP, micro_batch, 0, 1, 0)
+        return TrainSource(SampleReader(dataset, decoding), sampler, clip, micro_batch, 0, 1, 0)
 
     return autotune(open_source, options)
 
@@ -49,6 +51,15 @@ def test_small_batches_have_more_prefetch_so_that_no_worker_waits(motion_set: Mo
     assert prefetch(micro_batch=8, workers=2) == 2
     assert prefetch(micro_batch=1, workers=4) == 9
     assert prefetch(micro_batch=1, workers=100) == MOST_AHEAD
+
+
+def test_large_batches_have_no_second_one_ahead(motion_set: MotionSet) -> None:
+    """64 frames of 512 pixels, float32, are 192 MiB a clip."""
+    large = TrainClipSpec(64, 512)
+    resources = tune(motion_set.train, LoaderOptions(CPU, workers=2), clip=large)[1]
+    assert resources.prefetch == 1 and "max_short_side" in resources.summary
+    smaller = tune(motion_set.train, LoaderOptions(CPU, workers=2), micro_batch=2, clip=large)[1]
+    assert smaller.prefetch > 1 and "max_short_side" not in smaller.summary
 
 
 def test_the_process_that_measures_samples_imports_neither_torch_nor_dali() -> None:

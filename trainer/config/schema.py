@@ -195,6 +195,11 @@ class AugmentationSection(Section):
     """Probability that a box of 2 to 33 % of the clip, the same in all frames, is set to the mean colour;
     0.25 is usual."""
 
+    max_short_side: Annotated[int, Field(ge=1, le=16384)] | None = None
+    """Scale frames whose short side has more pixels down to it when they are decoded, in training and in
+    evaluation, as if the videos had been stored at this size; 320 is usual for crops of 224. It saves memory
+    and time of videos of 720 lines and more. At least the model's resolution; null keeps the size."""
+
     mean: tuple[Mean, Mean, Mean] = (0.45, 0.45, 0.45)
     """Subtracted from red, green and blue of a pixel scaled to 0..1."""
 
@@ -486,6 +491,14 @@ class Recipe(Section):
             raise ValueError(
                 f"optimisation.global_batch ({self.optimisation.global_batch}) must be a multiple of "
                 f"{self.clip_group}: augmentation.mixup and augmentation.cutmix mix clips in pairs"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _scaled_by_pyav(self) -> Self:
+        if self.augmentation.max_short_side is not None and self.data.decoder == "dali":
+            raise ValueError(
+                "augmentation.max_short_side is applied by PyAV: set data.decoder to auto, hybrid or pyav"
             )
         return self
 

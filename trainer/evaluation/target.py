@@ -123,7 +123,11 @@ def resolve_target(request: EvaluationRequest, environment: Environment) -> Eval
     views = pixels if recipe is None else recipe.evaluation
     recipe_bad_share = 0.01 if recipe is None else recipe.data.bad_share
     view = ViewSpec(
-        config.frames, config.resolution, request.clips or views.clips, request.crops or views.crops
+        config.frames,
+        config.resolution,
+        request.clips or views.clips,
+        request.crops or views.crops,
+        pixels.max_short_side,
     )
     return EvaluationTarget(
         source=request.source,

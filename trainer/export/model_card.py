@@ -83,6 +83,8 @@ def _description(source: ExportSource) -> list[str]:
 
 def _use(source: ExportSource) -> list[str]:
     preprocessing = source.weights.preprocessing
+    short_side = preprocessing.get("max_short_side")
+    scaled = f"Frames are first scaled down to a short side of {short_side}. " if short_side else ""
     return [
         "```python",
         "import uniformerv2  # pip install uniformerv2-trainer",
@@ -90,8 +92,8 @@ def _use(source: ExportSource) -> list[str]:
         "```",
         "",
         f"A clip has {preprocessing.get('frames', _UNKNOWN)} frames (sampling: "
-        f"{preprocessing.get('sampling', _UNKNOWN)}). The short side is resized to the model's resolution, a "
-        "centre square is cropped, and values from 0 to 1 are normalised with mean "
+        f"{preprocessing.get('sampling', _UNKNOWN)}). {scaled}The short side is resized to the model's "
+        "resolution, a centre square is cropped, and values from 0 to 1 are normalised with mean "
         f"{preprocessing.get('mean', _UNKNOWN)} and standard deviation {preprocessing.get('std', _UNKNOWN)} "
         "(`preprocessor_config.json`).",
     ]

@@ -159,7 +159,8 @@ class Predictor:
             raise RunError(f"{clips} clips per video; allowed are 1 to 1,000")
         if crops not in (1, 3):
             raise RunError(f"{crops} crops per clip; allowed are 1, the centre, or 3, along the longer side")
-        return ViewSpec(self.preprocessing.frames, self.preprocessing.resolution, clips, crops)
+        made = self.preprocessing
+        return ViewSpec(made.frames, made.resolution, clips, crops, made.max_short_side)
 
     def _batch(self, clip: ViewSpec) -> int:
         return max(1, min(_MOST_VIDEOS, self._views_at_once // clip.views))

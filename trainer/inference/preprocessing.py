@@ -40,6 +40,7 @@ FIXED: dict[str, Any] = {
 
 _COLOURS = ("mean", "std")
 _VIEWS = "evaluation_views"
+_SHORT_SIDE = "max_short_side"
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class Preprocessing:
     resolution: side of the square crops in pixels; the short side of a frame is resized to it.
     mean, std: of red, green and blue in 0..1.
     clips, crops: views per video in the run's evaluation.
+    max_short_side: to which frames with a longer short side are scaled down before the resize, by averaging
+        areas; None does not scale them.
     """
 
     frames: int
@@ -58,9 +61,11 @@ class Preprocessing:
     std: tuple[float, ...]
     clips: int = 1
     crops: int = 1
+    max_short_side: int | None = None
 
     def as_metadata(self) -> dict[str, Any]:
         """The metadata for a file of weights."""
+        scaled = {} if self.max_short_side is None else {_SHORT_SIDE: self.max_short_side}
         return {
             "frames": self.frames,
             "resolution": self.resolution,
@@ -68,6 +73,7 @@ class Preprocessing:
             "std": list(self.std),
             **FIXED,
             _VIEWS: {"clips": self.clips, "crops": self.crops},
+            **scaled,
         }
 
 
@@ -78,7 +84,7 @@ def read_preprocessing(values: dict[str, Any], frames: int, resolution: int) -> 
 
     Raises RunError for a value that is invalid, contradicts the model, or is not supported.
     """
-    known = {"frames", "resolution", *_COLOURS, *FIXED, _VIEWS}
+    known = {"frames", "resolution", *_COLOURS, *FIXED, _VIEWS, _SHORT_SIDE}
     for name in values.keys() - known:
         raise RunError(
             f"the weights' preprocessing has the field {shorten(name)}, which this version does not support"
@@ -94,7 +100,13 @@ def read_preprocessing(values: dict[str, Any], frames: int, resolution: int) -> 
     if min(std) <= 0:
         raise RunError(f"the weights' preprocessing has std {shorten(list(std))}; each must be above 0")
     clips, crops = _views(values.get(_VIEWS, {"clips": 1, "crops": 1}))
-    return Preprocessing(frames, resolution, mean, std, clips, crops)
+    short_side = values.get(_SHORT_SIDE)
+    if short_side is not None and not (type(short_side) is int and short_side >= resolution):
+        raise RunError(
+            f"the weights' preprocessing has {_SHORT_SIDE} {shorten(short_side)}; it must be null, or at "
+            f"least the resolution, {resolution}"
+        )
+    return Preprocessing(frames, resolution, mean, std, clips, crops, short_side)
 
 
 def _colours(name: str, value: object) -> tuple[float, ...]:

@@ -93,7 +93,8 @@ def _windows_of_views(
     make = FrameViews(one, *colours, device, batch=_FRAMES_AT_ONCE, threads=usable_cores())
     kept: dict[int, Tensor] = {}
     number = 0  # index of the next window
-    for group in grouped(stream.pictures(wanted), _FRAMES_AT_ONCE):
+    pictures = stream.pictures(wanted, preprocessing.max_short_side)
+    for group in grouped(pictures, _FRAMES_AT_ONCE):
         views = make([picture[None] for _, picture in group])
         kept.update((frame, view) for (frame, _), view in zip(group, views, strict=True))
         while number < len(windows):

@@ -72,7 +72,8 @@ class Explainer:
         self._names = output_names(weights.class_names, config.num_classes)
         self._device = device
         self._preprocessing = read_preprocessing(weights.preprocessing, config.frames, config.resolution)
-        self._clip = ViewSpec(config.frames, config.resolution, 1, 1)
+        short_side = self._preprocessing.max_short_side
+        self._clip = ViewSpec(config.frames, config.resolution, max_short_side=short_side)
         colours = self._preprocessing.mean, self._preprocessing.std
         self._views = FrameViews(self._clip, *colours, device, batch=1, threads=usable_cores())
 

@@ -36,7 +36,7 @@ BATCH_NORM_CLIPS = "clips that a batch norm sees (engine.micro_batch x ranks)"
 
 _ADDED: dict[str, Any] = {
     "mixup": 0.0, "cutmix": 0.0, "mix_probability": 1.0, "random_erasing": 0.0,
-    "label_smoothing": 0.0, "reference_batch": None,
+    "label_smoothing": 0.0, "reference_batch": None, "max_short_side": None,
 }  # fmt: skip
 """Fields that checkpoints of earlier versions lack, with the values that compute the same as those did."""
 
@@ -80,6 +80,12 @@ def prepare(
             f"{train} has {len(train.class_names)} classes, the model {config.num_classes}; set "
             f"model.num_classes to {len(train.class_names)}, or to null"
         )
+    short_side = recipe.augmentation.max_short_side
+    if short_side is not None and short_side < config.resolution:
+        raise RecipeError(
+            f"augmentation.max_short_side: {short_side} is less than the model's resolution, "
+            f"{config.resolution}"
+        )
     precision = choose_precision(recipe.engine.precision, torch.device(available.kind))
     layout = choose_batch_plan(recipe, config, world_size, precision=precision, available=available)
     config = model_config(recipe, len(train.class_names), layout.recomputed_blocks)
@@ -91,7 +97,13 @@ def prepare(
         train_sampler(recipe, train),
         layout,
         train_clip(recipe, config, flip),
-        ViewSpec(config.frames, config.resolution, recipe.evaluation.clips, recipe.evaluation.crops),
+        ViewSpec(
+            config.frames,
+            config.resolution,
+            recipe.evaluation.clips,
+            recipe.evaluation.crops,
+            recipe.augmentation.max_short_side,
+        ),
         (*notes, *embedded_size_notes(recipe, train, val), *layout.why, *memory_notes(layout)),
     )
 
@@ -261,6 +273,7 @@ def preprocessing(recipe: Recipe, config: UniFormerV2Config) -> dict[str, Any]:
         recipe.augmentation.std,
         recipe.evaluation.clips,
         recipe.evaluation.crops,
+        recipe.augmentation.max_short_side,
     ).as_metadata()
 
 
@@ -293,4 +306,5 @@ def train_clip(recipe: Recipe, config: UniFormerV2Config, flip: float) -> TrainC
         flip=flip,
         color_jitter=augmentation.color_jitter,
         rand_augment=augmentation.rand_augment,
+        max_short_side=augmentation.max_short_side,
     )
