@@ -5,7 +5,6 @@ import stat
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from errno import EINVAL
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
@@ -13,12 +12,12 @@ from types import TracebackType
 from typing import Protocol
 
 from pipelines.errors import VideoError
-from pipelines.storage.byte_range_file import ByteRange, ByteRangeFile
+from pipelines.storage.byte_range_file import ByteRange, ByteRangeFile, Seekable
 
 LONG_FILE = 64 * 2**20  # bytes
 
 
-class VideoFile:
+class VideoFile(Seekable):
     """An open regular file with the methods that PyAV needs: read, seek and tell.
 
     It has no name, so FFmpeg detects the format from the content alone, as for a range of a shard.
@@ -46,7 +45,6 @@ class VideoFile:
         self.size = length or available
         """Bytes of the video; of a whole file, those at opening."""
         self._offset = offset
-        self._position = 0
         if not stat.S_ISREG(status.st_mode):
             os.close(self._descriptor)
             raise VideoError("is no regular file")
@@ -65,14 +63,11 @@ class VideoFile:
         left = self.size - self._position
         wanted = left if most < 0 else min(left, most)
         parts: list[bytes] = []
-        while wanted > 0 and (part := self._pread(wanted)):
+        while wanted > 0 and (part := os.pread(self._descriptor, wanted, self._offset + self._position)):
             parts.append(part)
             self._position += len(part)
             wanted -= len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    def _pread(self, most: int) -> bytes:
-        return os.pread(self._descriptor, most, self._offset + self._position)
 
     def load(self, ranges: Sequence[ByteRange]) -> None:
         """Have the kernel read ranges, begin and end, that will be needed; returns at once."""
@@ -91,17 +86,6 @@ class VideoFile:
         if len(data) < end - begin:
             raise VideoError(f"ends after {begin + len(data)} of {self.size} bytes")
         return data
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Move to a position and return it; raises OSError for one before the beginning."""
-        begin = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
-        if begin + offset < 0:
-            raise OSError(EINVAL, os.strerror(EINVAL))
-        self._position = begin + offset
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,25 @@ class RangeReader(Protocol):
         """The bytes of each range."""
 
 
-class ByteRangeFile:
+class Seekable:
+    """The position of a file of known size."""
+
+    size: int
+    _position = 0
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move to a position and return it; raises OSError for one before the beginning."""
+        begin = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
+        if begin + offset < 0:
+            raise OSError(EINVAL, os.strerror(EINVAL))
+        self._position = begin + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+
+class ByteRangeFile(Seekable):
     """A file with the methods that PyAV needs: read, seek and tell.
 
     Ranges that are loaded in advance cost one round trip for all, and stay in memory; every other read costs
@@ -39,7 +57,6 @@ class ByteRangeFile:
     def __init__(self, reader: RangeReader) -> None:
         self.size = reader.size
         self._reader = reader
-        self._position = 0
         self._ahead = _READ_AHEAD
         self._begins: list[int] = []  # of the ranges in memory, ascending; they do not overlap
         self._contents: list[bytes] = []
@@ -96,14 +113,3 @@ class ByteRangeFile:
             parts.append(part)
             self._position += len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Move to a position and return it; raises OSError for one before the beginning."""
-        begin = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
-        if begin + offset < 0:
-            raise OSError(EINVAL, os.strerror(EINVAL))
-        self._position = begin + offset
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
