@@ -90,7 +90,7 @@ def open_weights(source: WeightSource) -> StoredWeights:
         has_header = begin[8:] == b"{" and int.from_bytes(begin[:8], "little") < size
         if has_header or path.suffix == ".safetensors":
             return open_safetensors(path)
-        if begin.startswith(b"PK\3\4") and is_script(_members(path)):
+        if begin.startswith(b"PK\3\4") and is_script([member.filename for member in _members(path)]):
             return _open_script(path)
         return _of_tensors(_unpickled(path, size), str(path))
     except WeightFileError as error:
@@ -152,8 +152,9 @@ def open_safetensors(path: Path) -> StoredWeights:
 
 def _unpickled(path: Path, size: int) -> object:
     is_zip = first_bytes(path, 4)[0] == b"PK\3\4"  # torch.load distinguishes its two formats in the same way
-    if is_zip:
-        _check_archive(path, size)
+    # torch.save does not compress.
+    if is_zip and sum(member.file_size for member in _members(path)) > size:
+        raise WeightFileError(f"{_NOT_READ}: its parts are larger than the file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # about pickles of other programs
@@ -187,11 +188,7 @@ def _open_script(path: Path) -> StoredWeights:
     return StoredWeights(str(path), shapes, read)
 
 
-def _members(path: Path) -> list[str]:
-    return [member.filename for member in _archive_of(path)]
-
-
-def _archive_of(path: Path) -> list[zipfile.ZipInfo]:
+def _members(path: Path) -> list[zipfile.ZipInfo]:
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.infolist()
@@ -199,12 +196,6 @@ def _archive_of(path: Path) -> list[zipfile.ZipInfo]:
         raise WeightFileError(f"{_NOT_READ}: {error.strerror or error}") from error
     except (zipfile.BadZipFile, ValueError, LookupError, NotImplementedError) as error:
         raise WeightFileError(f"{_NOT_READ}: it is a zip archive that is cut off or damaged") from error
-
-
-def _check_archive(path: Path, size: int) -> None:
-    """Refuses archives whose members are larger than the file, as torch.save does not compress."""
-    if sum(member.file_size for member in _archive_of(path)) > size:
-        raise WeightFileError(f"{_NOT_READ}: its parts are larger than the file")
 
 
 def _of_tensors(loaded: object, origin: str) -> StoredWeights:

@@ -104,7 +104,13 @@ def image_tower(weights: StoredWeights) -> ImageTower:
     """The image tower in a file; raises ModelError with the probable origin where there is none."""
     tower = find_tower(weights.shapes)
     if tower is None:
-        raise ModelError(_not_known(weights))
+        guess = guess_origin(weights.shapes)
+        origin = f"it looks like {guess}" if guess else "its names are unknown"
+        raise ModelError(
+            f"{weights.origin} holds no image weights that can be loaded; {origin}. Supported: CLIP or its "
+            "visual tower, and a supervised, DeiT III, DINO, MAE or BEiT ViT, as OpenAI, open_clip, timm or "
+            f"Hugging Face names it. The file has {format_list([shorten(name) for name in weights.shapes])}"
+        )
     return tower
 
 
@@ -190,17 +196,6 @@ def _adaptations(
     if any(own.endswith("qkv.bias") and names.keys() == {"q", "v"} for own, names in tower.parts.items()):
         lines.append("keys: without a bias, which becomes zero")
     return lines
-
-
-def _not_known(weights: StoredWeights) -> str:
-    guess = guess_origin(weights.shapes)
-    origin = f"it looks like {guess}" if guess else "its names are unknown"
-    return (
-        f"{weights.origin} holds no image weights that can be loaded; {origin}. Supported: CLIP or its "
-        "visual tower, and a supervised, DeiT III, DINO, MAE or BEiT ViT, as OpenAI, open_clip, timm or "
-        "Hugging Face names it. "
-        f"The file has {format_list([shorten(name) for name in weights.shapes])}"
-    )
 
 
 def _check_fit(

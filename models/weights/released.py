@@ -101,7 +101,9 @@ def describe_released(
     config = _infer_config(shapes, frames, structure)
     with torch.device("meta"):
         model = UniFormerV2(config)
-    _check_fit(model, {**shapes, "positional_embedding": _resized(shapes["positional_embedding"], config)})
+    embedding = shapes["positional_embedding"]
+    resized = torch.empty(1 + config.grid**2, embedding.shape[1], dtype=embedding.dtype, device="meta")
+    _check_fit(model, {**shapes, "positional_embedding": resized})
     is_port = any(name.startswith("cls_head.") for name in weights.shapes)
     return ReleasedWeights(weights, config, names, is_port)
 
@@ -231,11 +233,6 @@ def _released_name(name: str) -> str:
     return re.sub(r"^cls_head\.fc_cls\.", "transformer.proj.2.", released_name)
 
 
-def _resized(embedding: Tensor, config: UniFormerV2Config) -> Tensor:
-    """The shape of a position embedding after interpolation, on the meta device."""
-    return torch.empty(1 + config.grid**2, embedding.shape[1], dtype=embedding.dtype, device="meta")
-
-
 def _infer_config(state: Mapping[str, Tensor], frames: int, structure: Structure) -> UniFormerV2Config:
     patch_weight = _tensor(state, "conv1.weight", dims=5)  # C 3 kt p p
     width, _, taps, patch_size, _ = patch_weight.shape
@@ -246,7 +243,10 @@ def _infer_config(state: Mapping[str, Tensor], frames: int, structure: Structure
     fields: dict[str, Any] = {}
     if reduce_name in state:
         fields["local_mhra"] = 2 if "transformer.resblocks.0.lmhra2.pos_embed.1.weight" in state else 1
-        fields["local_reduction"] = _reduction(width, _tensor(state, reduce_name, dims=5).shape[0])
+        reduced = _tensor(state, reduce_name, dims=5).shape[0]
+        # Of several reductions that give as many channels, such as 682 of 1024, the paper's.
+        is_papers = int(width / _PAPER_REDUCTION) == reduced
+        fields["local_reduction"] = _PAPER_REDUCTION if is_papers else width / reduced
     mlp_ratio = _tensor(state, "transformer.resblocks.0.mlp.c_fc.weight", dims=2).shape[0] / width
     if global_blocks:
         global_ratio = _tensor(state, "transformer.dec.0.mlp.c_fc.weight", dims=2).shape[0] / width
@@ -292,11 +292,6 @@ def _count(state: Mapping[str, Tensor], pattern: str) -> int:
     if count > _MAX_BLOCKS:
         raise ModelError(f"the tensor names have {count:,} blocks; allowed are at most {_MAX_BLOCKS}")
     return count
-
-
-def _reduction(width: int, reduced: int) -> float:
-    """The reduction that gives `reduced` channels: 1.5 if it fits, as several give 682 of 1024."""
-    return _PAPER_REDUCTION if int(width / _PAPER_REDUCTION) == reduced else width / reduced
 
 
 def _check_fit(model: UniFormerV2, shapes: Mapping[str, Tensor]) -> None:

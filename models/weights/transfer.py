@@ -84,12 +84,9 @@ def plan_transfer(
         found = None if other is None else source.shapes.get(other)
         if other is None or found is None:
             (new if _OPTIONAL.fullmatch(name) else missing).append(name)
-        elif name.startswith("head."):
-            if keeps_head:
-                sources[name] = other
-            else:
-                new.append(name)
-        elif found.shape == target.shape:
+        elif name.startswith("head.") and not keeps_head:
+            new.append(name)
+        elif name.startswith("head.") or found.shape == target.shape:
             sources[name] = other
         elif _can_adapt(name, found, target):
             sources[name] = other
@@ -122,7 +119,8 @@ def load_transfer(
         elif name == _POSITION:
             tensor = interpolate_position_embedding(tensor, model.config.grid)
         elif name == _PATCHES:
-            tensor = _with_taps(tensor, target.shape[2], inflation)
+            taps = target.shape[2]  # the same tokens for a clip of equal frames
+            tensor = tensor if tensor.shape[2] == taps else inflate(tensor.sum(dim=2), taps, inflation)
         elif _TABLE.fullmatch(name):
             tensor = interpolate_position_table(tensor, model.config.grid)
         elif name == _FRAMES:
@@ -144,19 +142,12 @@ def _name_there(name: str, there: UniFormerV2Config, here: UniFormerV2Config) ->
 
 
 def _can_adapt(name: str, found: Tensor, target: Tensor) -> bool:
-    if name in (_POSITION, _FRAMES):
-        return found.shape[1] == target.shape[1]
-    if _TABLE.fullmatch(name):
+    if name in (_POSITION, _FRAMES) or _TABLE.fullmatch(name):
         return found.shape[1] == target.shape[1]
     if name == _PATCHES:
         others = [shape[:2] + shape[3:] for shape in (found.shape, target.shape)]
         return others[0] == others[1] and 1 in (found.shape[2], target.shape[2])
     return False
-
-
-def _with_taps(weight: Tensor, taps: int, inflation: Inflation) -> Tensor:  # C 3 t p p -> C 3 taps p p
-    """A patch embedding over `taps` frames, with the same tokens for a clip of equal frames."""
-    return weight if weight.shape[2] == taps else inflate(weight.sum(dim=2), taps, inflation)
 
 
 def _with_frames(positions: Tensor, frames: int) -> Tensor:  # T C -> frames C
