@@ -87,7 +87,9 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
             wrong; one line per mistake with file and line, dotted field, found value, allowed values.
     """
     path = find_recipe(Path(path))
-    files = _read_with_bases(path)
+    order: dict[str, tuple[Path, YamlDocument]] = {}  # the bases first, each file once
+    _add_with_bases(path, "", "", [], order)
+    files = list(order.values())
     layered = _Layered()
     layered.add({"tracking": {"experiment": _family(files)}}, {}, {})
     for file, document in files:
@@ -103,13 +105,6 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         return Recipe.model_validate_json(json.dumps(layered.values), strict=True)
     except ValidationError as error:
         raise RecipeError("\n".join(_messages(error, layered, path))) from None
-
-
-def _read_with_bases(path: Path) -> list[tuple[Path, YamlDocument]]:
-    """The recipe and its bases, each file once, in the order in which they are applied: the recipe last."""
-    order: dict[str, tuple[Path, YamlDocument]] = {}
-    _add_with_bases(path, "", "", [], order)
-    return list(order.values())
 
 
 def _add_with_bases(

@@ -96,7 +96,7 @@ class EvaluationDir:
         """Count the rows. Deletes parts after a gap, which arises only if a person deletes a part."""
         self.done = self.bad = 0
         for path in self.parts():
-            first, end = _rows_of(path)
+            first, end = map(int, path.stem.split("-"))
             if first != self.done:
                 path.unlink()
             else:
@@ -135,11 +135,6 @@ class EvaluationDir:
     def remove_parts(self) -> None:
         """Delete the parts; their rows are in `scores.parquet`."""
         shutil.rmtree(self._parts, ignore_errors=True)
-
-
-def _rows_of(part: Path) -> tuple[int, int]:
-    first, _, end = part.stem.partition("-")
-    return int(first), int(end)
 
 
 def _nulls(part: Path) -> int:

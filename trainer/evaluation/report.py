@@ -11,7 +11,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from pipelines.formatting import printable
 from trainer.distributed.environment import Environment
@@ -53,7 +52,9 @@ def write_report(
             for c in classes
         ),
     )
-    _write_rows(folder.path / "confusion.csv", ("true", "predicted", "videos"), _cells(result.confusion))
+    confusion = result.confusion
+    cells = ((true, wrong, int(confusion[true, wrong])) for true, wrong in confusion.nonzero().tolist())
+    _write_rows(folder.path / "confusion.csv", ("true", "predicted", "videos"), cells)
     _write_rows(folder.path / "bad_videos.csv", ("row", "path", "reason"), folder.bad_videos())
     title = f"{target.manifest.name}, top-1 {100 * result.top1:.1f} %"
     draw_confusion(folder.path / "confusion.png", result.confusion, names, title)
@@ -130,12 +131,6 @@ def _table(values: dict[str, Any], path: Path) -> Table:
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else format_percent(value)
-
-
-def _cells(confusion: Tensor) -> Iterable[tuple[int, int, int]]:
-    """The cells above 0, as (true, predicted, videos)."""
-    for true, predicted in confusion.nonzero().tolist():
-        yield true, predicted, int(confusion[true, predicted])
 
 
 def _write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -186,13 +186,12 @@ class ScoreGatherer:
         return pa.table(columns, schema=schema(self.classes))
 
 
-def tensors_of(table: pa.Table | pa.RecordBatch) -> tuple[Tensor, Tensor, Tensor]:
+def tensors_of(table: pa.Table) -> tuple[Tensor, Tensor, Tensor]:
     """Scores (N, K) float32, labels (N,) int64 and validity (N,) bool of stored rows.
 
     A bad video's scores are 0; a missing label is -1.
     """
-    batch = table.combine_chunks().to_batches() if isinstance(table, pa.Table) else [table]
-    rows = batch[0]
+    rows = table.combine_chunks().to_batches()[0]
     scores = rows.column("scores")
     classes = scores.type.list_size
     values = scores.flatten().fill_null(0.0).to_numpy(zero_copy_only=False).reshape(-1, classes)

@@ -57,7 +57,9 @@ def convert(
     if frames is None and space is not None and to != "own":
         frames = 8  # the weights do not depend on it
     found = open_model(source, last=last, frames=frames, class_names=class_names)
-    lines = [f"{source}: {_kind(found, space)}, {found.model.config.num_classes} classes"]
+    form = "Something-Something's form" if found.model.config.temporal_downsample else "the scene form"
+    origin = "a model of this program" if space is None else "a released UniFormerV2 or a port of one"
+    lines = [f"{source}: {origin}, of {form}, {found.model.config.num_classes} classes"]
     if space is not None and class_names is None:
         found, line = _with_names(found, space)
         lines.append(line)
@@ -93,12 +95,6 @@ def _label_space(source: Path, labels: Labels | None) -> Labels | None:
             )
         return None
     return labels or ("mmaction2" if any(name.startswith("cls_head.") for name in names) else "released")
-
-
-def _kind(found: SavedWeights, space: Labels | None) -> str:
-    form = "Something-Something's form" if found.model.config.temporal_downsample else "the scene form"
-    origin = "a model of this program" if space is None else "a released UniFormerV2 or a port of one"
-    return f"{origin}, of {form}"
 
 
 def _with_names(found: SavedWeights, space: Labels) -> tuple[SavedWeights, str]:

@@ -68,14 +68,9 @@ def _from_folder(source: Path, last: bool) -> SavedWeights:
         return _from_checkpoint(best)
     if best is not None or folder.weights.exists():
         file = best or folder.weights
-        return dataclasses.replace(load_weights(file), step=_step_of(file, folder))
+        step = read_json(folder.summary).get("steps" if file == folder.weights else "best_step")
+        return dataclasses.replace(load_weights(file), step=step if type(step) is int else None)
     return _from_checkpoint(source)
-
-
-def _step_of(file: Path, folder: RunDir) -> int | None:
-    """The step of a weights file of a finished run; None if the summary lacks it."""
-    step = read_json(folder.summary).get("steps" if file == folder.weights else "best_step")
-    return step if type(step) is int else None
 
 
 def _best_weights(folder: RunDir) -> Path | None:

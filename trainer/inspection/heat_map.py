@@ -14,9 +14,12 @@ _COVER = 0.8  # opacity of the highest value
 
 def draw_overlay(frame: Picture, values: NDArray[np.floating]) -> Picture:
     """A grey, dimmed frame under a viridis map. values: (H, W), 0..1; a higher value is more opaque."""
+    import matplotlib
+
     grey = (frame @ np.array([0.299, 0.587, 0.114])) * ((_BRIGHTEST - _DARKEST) / 255) + _DARKEST
     cover = _COVER * values[..., None]
-    mixed = (1 - cover) * grey[..., None] + cover * _coloured(values)
+    colours = np.asarray(matplotlib.colormaps[_COLOURS](values))[..., :3] * 255
+    mixed = (1 - cover) * grey[..., None] + cover * colours
     return mixed.round().clip(0, 255).astype(np.uint8)
 
 
@@ -35,9 +38,3 @@ def upsample(maps: Tensor, frames: int, size: int) -> NDArray[np.float32]:  # T'
     pixels = F.interpolate(each[:, None].float(), (size, size), mode="bilinear")[:, 0]
     highest = pixels.max()
     return (pixels / highest if highest > 0 else pixels).clamp(0, 1).cpu().numpy()
-
-
-def _coloured(values: NDArray[np.floating]) -> NDArray[np.floating]:  # H W -> H W 3, 0..255
-    import matplotlib
-
-    return np.asarray(matplotlib.colormaps[_COLOURS](values))[..., :3] * 255

@@ -9,12 +9,7 @@ from torch import Tensor
 
 from models import ModelError, UniFormerV2, UniFormerV2Config
 from models.weights.files import StoredWeights, open_weights
-from models.weights.image_backbones import (
-    ImageWeightsReport,
-    Inflation,
-    check_image_weights,
-    load_image_weights,
-)
+from models.weights.image_backbones import Inflation, check_image_weights, load_image_weights
 from models.weights.released import describe_released, is_released, model_shapes, read_released
 from models.weights.row_maps import agrees_with_order
 from models.weights.safetensors_header import shorten
@@ -141,7 +136,7 @@ def _image(
             f"starting weights: {path}, {found.family}",
             *found.adaptations,
             _loaded(found.loaded, found.kept),
-            *_left_out(found),
+            *_left_out(found.left_out),
             f"head: new, {config.num_classes} rows; image weights have no video classes",
         ),
         _names(found.loaded, found.adapted, found.kept, found.left_out),
@@ -155,10 +150,8 @@ def _names(
     return {"loaded": loaded, "adapted": adapted, "new": new, "left_out": left_out}
 
 
-def _left_out(found: ImageWeightsReport) -> list[str]:
-    if not found.left_out:
-        return []
-    return [f"left out: {_groups(found.left_out)}, which the model does not have"]
+def _left_out(names: Sequence[str]) -> list[str]:
+    return [f"left out: {_groups(names)}, which the model does not have"] if names else []
 
 
 def _video(
@@ -175,9 +168,8 @@ def _video(
         f"starting weights: {source.origin}, {kind}, of {there.num_classes} classes",
         *_adapted(plan.adapted, config.grid, there),
         _loaded(tuple(plan.sources), plan.new),
+        *_left_out(plan.left_out),
     ]
-    if plan.left_out:
-        report.append(f"left out: {_groups(plan.left_out)}, which the model does not have")
     if there.fusion != config.fusion:
         report.append(f"fusion: {there.fusion} in the file, {config.fusion} here; global blocks are loaded")
     for name in ("temporal_module", "output"):
@@ -191,11 +183,11 @@ def _video(
     return StartingWeights(tuple(report), names, lambda model: load_transfer(model, source, plan, inflation))
 
 
-def _adapted(names: Sequence[str], grid: int, there: UniFormerV2Config | None = None) -> list[str]:
+def _adapted(names: Sequence[str], grid: int, there: UniFormerV2Config) -> list[str]:
     lines = []
     if "position_embedding" in names:
-        old = f"from {there.grid}x{there.grid} " if there is not None else ""
-        lines.append(f"position embedding: interpolated {old}to {grid}x{grid} patches, bicubically")
+        change = f"from {there.grid}x{there.grid} to {grid}x{grid} patches"
+        lines.append(f"position embedding: interpolated {change}, bicubically")
     if any(name.endswith(".positions.table") for name in names):
         lines.append(f"relative positions: interpolated to {grid}x{grid} patches, bicubically")
     if "patch_embedding.weight" in names:

@@ -215,7 +215,8 @@ def profile(task: VerificationTask) -> None:
         trained.losses()
     profiler.export_chrome_trace(str(task.folder / "trace.json"))
     # Kernels alone: operations contain their kernels, and kernels have no host time.
-    kernels = [event for event in profiler.key_averages() if (not task.gpu or _is_kernel(event))]
+    events = profiler.key_averages()
+    kernels = [event for event in events if not task.gpu or str(event.device_type).endswith("CUDA")]
     own = "self_device_time_total" if task.gpu else "self_cpu_time_total"
     kernels.sort(key=lambda event: getattr(event, own), reverse=True)
     whole = sum(getattr(event, own) for event in kernels)
@@ -225,7 +226,3 @@ def profile(task: VerificationTask) -> None:
         task.report.measure(
             f"{event.key[:100]}", f"{100 * spent / whole:.1f} %, {spent / 1000:.2f} ms, {event.count} times"
         )
-
-
-def _is_kernel(event: object) -> bool:
-    return str(getattr(event, "device_type", "")).endswith("CUDA")

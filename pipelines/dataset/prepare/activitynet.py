@@ -50,12 +50,8 @@ def list_activitynet(
     """
     findings = Findings()
     data = read_database(annotations, subset, findings)
-    return list_untrimmed(data, videos, findings, unit=unit or default_unit(subset), class_names=class_names)
-
-
-def default_unit(subset: str) -> Unit:
-    """Segments for training, whole videos for evaluation."""
-    return "segments" if subset == "training" else "videos"
+    unit = unit or ("segments" if subset == "training" else "videos")
+    return list_untrimmed(data, videos, findings, unit=unit, class_names=class_names)
 
 
 def read_database(path: Path, subset: str, findings: Findings) -> Untrimmed:

@@ -183,9 +183,5 @@ def _accuracy(run: ComparedRun, curve: Curve | None, column: int) -> tuple[np.nd
 
 def _effort(run: ComparedRun, curve: Curve, column: int) -> np.ndarray | None:
     batch = run.global_batch
-    return (
-        curve.steps,
-        None if batch is None else curve.steps * batch,
-        curve.hours,
-        curve.gpu_hours,
-    )[column]
+    clips = None if batch is None else curve.steps * batch
+    return (curve.steps, clips, curve.hours, curve.gpu_hours)[column]
