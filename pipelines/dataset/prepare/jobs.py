@@ -32,8 +32,6 @@ from pipelines.errors import DataError
 from pipelines.formatting import format_count, printable
 from pipelines.worker_pool import ProgressOf
 
-_VIDEOS = "folder of the videos, searched at any depth"
-
 
 def add_listing_jobs(jobs: Any, parents: Sequence[argparse.ArgumentParser], progress_of: ProgressOf) -> None:
     """Add a parser for each format to `jobs`; it sets `list_videos`, from arguments to a `Listing`."""
@@ -46,14 +44,21 @@ def add_listing_jobs(jobs: Any, parents: Sequence[argparse.ArgumentParser], prog
         name: str,
         help: str,
         list_videos: Callable[[argparse.Namespace], Listing | None],
+        annotations: str = "",
+        videos: bool = False,
         classes: bool = False,
     ) -> argparse.ArgumentParser:
+        """annotations, videos, classes: whether there is this argument; of the first, its help."""
         parser: argparse.ArgumentParser = jobs.add_parser(name, parents=[*parents, part], help=help)
         parser.set_defaults(list_videos=list_videos, lists_part=False)
+        if annotations:
+            parser.add_argument("annotations", type=Path, help=annotations)
+        if videos:
+            about = "folder of the videos, searched at any depth; repeatable"
+            parser.add_argument("--videos", type=Path, action="append", required=True, help=about)
         if classes:
-            parser.add_argument(
-                "--classes", type=read_class_names, help="text file: a class name per line, by label"
-            )
+            about = "text file: a class name per line, by label"
+            parser.add_argument("--classes", type=read_class_names, help=about)
         return parser
 
     folder = add(
@@ -87,49 +92,40 @@ def add_listing_jobs(jobs: Any, parents: Sequence[argparse.ArgumentParser], prog
         "kinetics",
         "Kinetics-400, -600 or -700, as published",
         lambda args: list_kinetics(args.annotations, args.videos, version=args.version),
+        annotations="CSV or JSON of one split, such as train.csv",
+        videos=True,
     )
-    kinetics.add_argument("annotations", type=Path, help="CSV or JSON of one split, such as train.csv")
-    kinetics.add_argument(
-        "--videos", type=Path, action="append", required=True, help=f"{_VIDEOS}; repeatable"
-    )
-    kinetics.add_argument(
-        "--version", choices=list(VERSIONS), help="default: the one with exactly these classes"
-    )
+    about = "default: the one with exactly these classes"
+    kinetics.add_argument("--version", choices=list(VERSIONS), help=about)
 
     union = add(
         "kinetics710",
         "the training splits of all Kinetics in one, without held-out videos",
         lambda args: list_kinetics710(args.train, args.held_out, args.videos),
+        videos=True,
     )
-    union.add_argument(
-        "--train", type=Path, nargs="+", required=True, help="training annotations, CSV or JSON"
-    )
-    union.add_argument(
-        "--held-out", type=Path, nargs="+", required=True, help="all validation and test annotations"
-    )
-    union.add_argument("--videos", type=Path, action="append", required=True, help=f"{_VIDEOS}; repeatable")
+    for name, help in (
+        ("--train", "training annotations, CSV or JSON"),
+        ("--held-out", "all validation and test annotations"),
+    ):
+        union.add_argument(name, type=Path, nargs="+", required=True, help=help)
 
     moments = add(
         "mit",
         "Moments in Time V1, as published",
         lambda args: list_moments(args.annotations, args.videos, args.categories),
+        annotations="trainingSet.csv or validationSet.csv",
     )
-    moments.add_argument("annotations", type=Path, help="trainingSet.csv or validationSet.csv")
-    moments.add_argument(
-        "--videos", type=Path, required=True, help="folder of the class folders of the split"
-    )
+    about = "folder of the class folders of the split"
+    moments.add_argument("--videos", type=Path, required=True, help=about)
     moments.add_argument("--categories", type=Path, required=True, help="moments_categories.txt")
 
     something = add(
         "ssv2",
         "Something-Something V2, as published",
         lambda args: list_something(args.annotations, args.videos, args.labels),
-    )
-    something.add_argument(
-        "annotations", type=Path, help="something-something-v2-train.json or -validation.json"
-    )
-    something.add_argument(
-        "--videos", type=Path, action="append", required=True, help=f"{_VIDEOS}; repeatable"
+        annotations="something-something-v2-train.json or -validation.json",
+        videos=True,
     )
     something.add_argument("--labels", type=Path, required=True, help="something-something-v2-labels.json")
 
@@ -137,36 +133,29 @@ def add_listing_jobs(jobs: Any, parents: Sequence[argparse.ArgumentParser], prog
         "ssv1",
         "Something-Something V1, as published: folders of JPEG frames",
         lambda args: list_something_v1(args.annotations, args.frames, args.labels, fps=args.fps),
+        annotations="something-something-v1-train.csv or -validation.csv",
     )
-    first.add_argument("annotations", type=Path, help="something-something-v1-train.csv or -validation.csv")
-    first.add_argument(
-        "--frames", type=Path, action="append", required=True,
-        help="folder of the folders of frames, searched at any depth; repeatable",
-    )  # fmt: skip
+    about = "folder of the folders of frames, searched at any depth; repeatable"
+    first.add_argument("--frames", type=Path, action="append", required=True, help=about)
     first.add_argument("--labels", type=Path, required=True, help="something-something-v1-labels.csv")
-    first.add_argument(
-        "--fps", type=float, default=FRAME_RATE, help="frames per second of the frames (%(default)s)"
-    )
+    about = "frames per second of the frames (%(default)s)"
+    first.add_argument("--fps", type=float, default=FRAME_RATE, help=about)
 
-    for name, list_format, help in (
-        ("activitynet", list_activitynet, "activity_net.v1-3.min.json"),
-        ("hacs", list_hacs, "HACS_segments_v1.1.1.json or HACS_clips_v1.1.1.csv"),
+    for name, help, list_format, file in (
+        ("activitynet", "ActivityNet 1.3", list_activitynet, "activity_net.v1-3.min.json"),
+        ("hacs", "HACS Segments or Clips", list_hacs, "HACS_segments_v1.1.1.json or HACS_clips_v1.1.1.csv"),
     ):
         untrimmed = add(
             name,
-            f"{'ActivityNet 1.3' if name == 'activitynet' else 'HACS Segments or Clips'}, as published",
+            f"{help}, as published",
             partial(_list_untrimmed, list_format),
+            annotations=file,
+            videos=True,
             classes=True,
         )
-        untrimmed.add_argument("annotations", type=Path, help=help)
         untrimmed.add_argument("--subset", choices=SUBSETS, required=True, help="of the annotations")
-        untrimmed.add_argument(
-            "--videos", type=Path, action="append", required=True, help=f"{_VIDEOS}; repeatable"
-        )
-        untrimmed.add_argument(
-            "--rows", choices=get_args(Unit),
-            help="what a row is; default: segments for training and of HACS Clips, else whole videos",
-        )  # fmt: skip
+        about = "what a row is; default: segments for training and of HACS Clips, else whole videos"
+        untrimmed.add_argument("--rows", choices=get_args(Unit), help=about)
 
     transcode = add(
         "transcode",
