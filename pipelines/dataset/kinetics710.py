@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Literal
 
 Table = Literal["k400", "k600", "k700", "k710", "k400_released"]
+TABLES: dict[int, Table] = {400: "k400", 600: "k600", 700: "k700", 710: "k710"}
+"""By the number of classes, those in alphabetical order or mmaction2's."""
 
 _FOLDER = Path(__file__).parent / "labels"
 UNION = 710
@@ -80,5 +82,4 @@ def released_names() -> tuple[str | None, ...]:
 @cache
 def all_names() -> frozenset[str]:
     """Every class name of the four tables."""
-    tables: tuple[Table, ...] = ("k400", "k600", "k700", "k710")
-    return frozenset(name for table in tables for name in class_names(table))
+    return frozenset(name for table in TABLES.values() for name in class_names(table))

@@ -73,6 +73,13 @@ class _Layered:
             path = path[:-1]
         return None
 
+    def found(self, path: FieldPath) -> str:
+        """The value of a field, for a message."""
+        value: Any = self.values
+        for key in path:
+            value = value[key] if isinstance(value, dict) else None
+        return _found(value)
+
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe with all it inherits, apply overrides, check every value.
@@ -182,10 +189,8 @@ def _base_hint(base: str, seen: Sequence[Path]) -> str:
     """
     folder = seen[-1].parent
     relative = "; a base is relative to the file that names it"
-    for path in (
-        Path(base),
-        folder / Path(base).name,
-    ):  # written relative to the current directory, or with a wrong folder
+    # Written relative to the current directory, or with a wrong folder.
+    for path in (Path(base), folder / Path(base).name):
         if os.path.isfile(path) and not any(os.path.samefile(path, other) for other in seen):
             return f"{relative}: did you mean {format_text(os.path.relpath(path, folder))}?"
     wanted = folder / base
@@ -276,21 +281,13 @@ def _message(detail: ErrorDetails, layered: _Layered, recipe: Path) -> str:
         return f"{location}: {name}: missing; allowed: {rule}"
     if detail["type"] == "value_error":
         return f"{location}: {name}: {format_text(str(cause), 1000)}{_reading(path, layered)}"
-    found: Any = layered.values
-    for key in path:
-        found = found[key]
-    return f"{location}: {name}: found {_found(found)}; allowed: {rule}{_reading(path, layered)}"
+    return f"{location}: {name}: found {layered.found(path)}; allowed: {rule}{_reading(path, layered)}"
 
 
 def _reading(path: FieldPath, layered: _Layered) -> str:
     """How YAML reads a value, where that differs from its text."""
     text = layered.written.get(path)
-    if text is None:
-        return ""
-    value: Any = layered.values
-    for key in path:
-        value = value[key] if isinstance(value, dict) else None
-    return f" (YAML reads {format_text(text)} as {_found(value)})"
+    return "" if text is None else f" (YAML reads {format_text(text)} as {layered.found(path)})"
 
 
 def _resolve(written: FieldPath) -> tuple[FieldPath, type[BaseModel], Any]:

@@ -24,7 +24,6 @@ Naming = Literal["own", "released", "mmaction2"]
 Labels = Literal["released", "mmaction2"]
 Head = Literal["k400", "k600", "k700"]
 
-_TABLES: dict[int, kinetics710.Table] = {400: "k400", 600: "k600", 700: "k700", 710: "k710"}
 _TORCH_SUFFIXES = (".pyth", ".pth", ".pt")  # this program writes none of them into a run directory
 _OWNER = {"released": "the authors'", "mmaction2": "mmaction2's"}
 
@@ -100,7 +99,7 @@ def _label_space(source: Path, labels: Labels | None) -> Labels | None:
 def _with_names(found: SavedWeights, space: Labels) -> tuple[SavedWeights, str]:
     """With the class names that belong to the number of rows, and a line that names them."""
     count = found.model.config.num_classes
-    table = _TABLES.get(count)
+    table = kinetics710.TABLES.get(count)
     if table is None or (space == "released" and count in (600, 700)):
         return (
             found,

@@ -21,7 +21,6 @@ from trainer.errors import RunError
 from trainer.setup.class_mapping import match_rows_by_name, synonyms_between
 
 _NAMED = 4  # classes or groups of tensors that a line of the report lists
-_ORDER_KNOWN: Mapping[int, kinetics710.Table] = {400: "k400", 600: "k600", 700: "k700", 710: "k710"}
 
 Rows = tuple[int | None, ...]
 
@@ -241,8 +240,8 @@ def _released_rows(
     count: int, is_port: bool, class_names: Sequence[str], num_classes: int
 ) -> tuple[Rows, str]:
     """As `_rows_by_name`, for a file without class names."""
-    if is_port and count in _ORDER_KNOWN:
-        rows, text = _rows_by_name(kinetics710.class_names(_ORDER_KNOWN[count]), class_names, num_classes)
+    if is_port and (table := kinetics710.TABLES.get(count)):
+        rows, text = _rows_by_name(kinetics710.class_names(table), class_names, num_classes)
         return rows, f"{text}; read in mmaction2's order of Kinetics-{count}"
     union = kinetics710.released_names()
     order = kinetics710.released_rows().get(len(class_names))

@@ -40,7 +40,9 @@ class StepReport:
 
     def _add(self, finding: Measurement) -> None:
         self.findings.append(finding)
-        print(f"{finding.name}: {finding.value}{_outcome(finding)}", flush=True)
+        outcome = {None: "", True: " - passed", False: " - FAILED"}[finding.passed]
+        required = "" if finding.passed is None else f" (required: {finding.mark})"
+        print(f"{finding.name}: {finding.value}{outcome}{required}", flush=True)
         write_json(self.path, [asdict(each) for each in self.findings])
 
 
@@ -83,9 +85,3 @@ def markdown_table(results: list[StepResult]) -> str:
             why = ": ".join(part for part in (result.reason, last) if part).replace("|", "\\|")
             lines.append(f"| {result.name} | the step | {why} | | {result.status}, {result.seconds:.0f} s |")
     return "\n".join(lines) + "\n"
-
-
-def _outcome(finding: Measurement) -> str:
-    if finding.passed is None:
-        return ""
-    return f" - {'passed' if finding.passed else 'FAILED'} (required: {finding.mark})"
