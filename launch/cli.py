@@ -81,6 +81,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         exec(code, {"__name__": "__main__", "__file__": str(known[name])})
         sys.exit(0)
     command = command_line(name, rest)
+    os.environ["UNIFORMERV2_STARTED_BY"] = "uniformerv2"  # see `command_parser`
     sys.stdout.flush()
     os.execv(command[0], command)
 

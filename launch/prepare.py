@@ -21,6 +21,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from pipelines.arguments import integer
 from pipelines.dataset.prepare.build import check_out
 from pipelines.dataset.prepare.jobs import add_listing_jobs, merge_arguments, run_listing_job
 from pipelines.dataset.prepare.manifest_jobs import add_manifest_jobs
@@ -30,23 +31,24 @@ from pipelines.formatting import printable
 from pipelines.report.job import add_report_job
 from pipelines.synthetic.motion import render
 from pipelines.worker_pool import usable_cores
+from trainer.command import CommandParser, command_parser
 from trainer.errors import UserError
 from trainer.monitoring.progress import show_progress
 from trainer.system.process_exit import exit_on_sigterm
 
 
 def parse(command: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = command_parser(__doc__)
     jobs = parser.add_subparsers(dest="job", required=True, metavar="JOB")
-    shared, deep, out = (argparse.ArgumentParser(add_help=False) for _ in range(3))
-    shared.add_argument("--workers", type=int, default=usable_cores(), help="processes (%(default)s)")
+    shared, deep, out = (CommandParser(add_help=False) for _ in range(3))
+    shared.add_argument("--workers", type=integer(1), default=usable_cores(), help="processes (%(default)s)")
     deep.add_argument("--deep", action="store_true", help="decode every frame: finds most damage inside")
     out.add_argument("--out", type=check_out, required=True, help="manifest to write (train.arrow)")
     add_listing_jobs(jobs, [out, deep, shared], show_progress)
     motion = jobs.add_parser("motion", parents=[shared], help="render the embedded data set")
     motion.add_argument("root", type=Path, help="folder for videos, train.arrow and val.arrow")
     for name, default in (("--train-clips", 3600), ("--val-clips", 800), ("--seed", 0)):
-        motion.add_argument(name, type=int, default=default, help="(%(default)s)")
+        motion.add_argument(name, type=integer(0), default=default, help="(%(default)s)")
     add_manifest_jobs(jobs, out=[out], deep=[deep], workers=[shared], progress_of=show_progress)
     add_shard_jobs(jobs, [shared], show_progress)
     add_report_job(jobs, [shared], show_progress)

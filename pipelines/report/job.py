@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pipelines.arguments import integer, number
 from pipelines.dataset.manifest import Manifest
 from pipelines.formatting import printable
 from pipelines.worker_pool import ProgressOf
@@ -40,30 +41,12 @@ def add_report_job(
     report.set_defaults(run=run_report)
     report.add_argument("manifest", type=Path)
     report.add_argument("--out", type=Path, required=True, help="page to write (report.html)")
-    report.add_argument("--sample", type=_positive, default=_OPENED, help="videos to open (%(default)s)")
+    report.add_argument("--sample", type=integer(1), default=_OPENED, help="videos to open (%(default)s)")
     report.add_argument(
-        "--transcode", type=_count, default=_TRANSCODED,
+        "--transcode", type=integer(0), default=_TRANSCODED,
         help="videos to transcode to measure the gain; 0: none (%(default)s)",
     )  # fmt: skip
     report.add_argument(
-        "--seconds", type=_seconds, default=_SECONDS,
+        "--seconds", type=number(0, 3600), default=_SECONDS,
         help="of each measurement of the speed; 0: none (%(default)s)",
     )  # fmt: skip
-
-
-def _positive(text: str) -> int:
-    if (value := int(text)) < 1:
-        raise ValueError
-    return value
-
-
-def _count(text: str) -> int:
-    if (value := int(text)) < 0:
-        raise ValueError
-    return value
-
-
-def _seconds(text: str) -> float:
-    if not 0 <= (value := float(text)) <= 3600:
-        raise ValueError
-    return value

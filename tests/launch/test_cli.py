@@ -9,6 +9,7 @@ import pytest
 from launch.cli import LAUNCH, about, command_line, commands, main
 from launch.train import parse
 from tests.integration.processes import ROOT
+from trainer.command import command_parser
 
 
 def test_every_script_is_a_command_with_a_description() -> None:
@@ -85,3 +86,51 @@ def test_the_usage_names_the_command(name: str, capsys: pytest.CaptureFixture[st
         main([name, "--help"])
     assert ended.value.code == 0
     assert capsys.readouterr().out.startswith(f"usage: uniformerv2 {name} [-h]")
+
+
+def test_a_wrong_argument_is_named_first_and_as_the_command_was_called(tmp_path: Path) -> None:
+    environment = {"PYTHONPATH": f"{ROOT}:{LAUNCH}", "PATH": "/usr/bin:/bin"}
+    for start, called in (
+        (["-m", "uniformerv2", "prepare"], "uniformerv2 prepare"),
+        ([str(LAUNCH / "prepare.py")], "prepare.py"),
+    ):
+        result = subprocess.run(
+            [sys.executable, *start, "folder", "videos", "--otu", "a.arrow"],
+            cwd=tmp_path, env=environment, capture_output=True, text=True,
+        )  # fmt: skip
+        assert result.returncode == 2
+        assert f"{called} folder: error: unknown option --otu; did you mean --out?" in result.stderr
+
+
+def test_every_command_names_an_unknown_option_first() -> None:
+    for name, script in commands().items():
+        text = script.read_text(encoding="utf-8")
+        assert "command_parser(" in text and "argparse.ArgumentParser(" not in text, name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "unknown"),
+    [
+        (["--otu", "x"], "--otu; did you mean --out?"),
+        (["--nothing=1"], "--nothing; --help lists"),
+        (["-x"], "-x; --help"),
+        (["--out", "a", "job", "--ouy"], "--ouy; --help"),  # an option of the job
+        (["--out", "a", "--ou", "b", "--", "--otu"], ""),
+        (["--out", "a", "--value", "-3"], ""),
+        (["--out", "a", "--value", "--not an option"], ""),
+    ],
+)
+def test_unknown_options(arguments: list[str], unknown: str, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = command_parser("about")
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--value")
+    if "job" in arguments:
+        parser.add_subparsers().add_parser("job").add_argument("--in", required=True)
+    else:
+        parser.add_argument("rest", nargs="*")
+    if unknown:
+        with pytest.raises(SystemExit):
+            parser.parse_args(arguments)
+        assert f"error: unknown option {unknown}" in capsys.readouterr().err
+    else:
+        parser.parse_args(arguments)

@@ -6,6 +6,9 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
+from launch.prepare import parse
 from pipelines.dataset.manifest import Manifest
 from pipelines.synthetic.motion import CLASS_NAMES
 
@@ -173,3 +176,21 @@ def test_sigterm_leaves_what_was_probed_and_no_part_of_a_manifest(motion_set, tm
     assert process.returncode == 143
     assert "ended by SIGTERM" in words and "Traceback" not in words
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.arrow.parts", "videos"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wrong"),
+    [
+        (["folder", "v", "--out", "a.arrow", "--workers", "0"], "--workers: '0'"),
+        (["index", "a.arrow", "--workers", "two"], "--workers: 'two'"),
+        (["motion", "v", "--train-clips", "-1"], "--train-clips: '-1'"),
+        (["report", "a.arrow", "--out", "a.html", "--sample", "0"], "--sample: '0'"),
+        (["report", "a.arrow", "--out", "a.html", "--seconds", "nan"], "--seconds: 'nan'"),
+    ],
+)
+def test_numbers_that_are_out_of_range(
+    arguments: list[str], wrong: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse(arguments)
+    assert ended.value.code == 2 and f"argument {wrong} is no" in capsys.readouterr().err
