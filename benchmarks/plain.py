@@ -19,6 +19,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from models.config import ModelError, UniFormerV2Config
 from models.drop import linear_rates
@@ -50,8 +51,9 @@ class Norm(nn.LayerNorm):
     """A layer norm that is computed in at least float32, whatever the dtype of its input."""
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            return super().forward(x.to(self.weight.dtype)).to(x.dtype)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        weight, bias = self.weight.to(wide), self.bias.to(wide)
+        return F.layer_norm(x.to(wide), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
 
 
 class QuickGelu(nn.Module):

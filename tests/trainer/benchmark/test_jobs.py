@@ -1,0 +1,189 @@
+"""Each job of `bench.py` with the smallest sizes: what it measures, and its report."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch import bench
+from models import build_config
+from models.cost import parameter_count
+from tests.integration.processes import ROOT
+from trainer.benchmark import model_speed
+from trainer.benchmark.child import MeasurementError, run_child
+from trainer.benchmark.scaling import make_table
+from trainer.errors import RecipeError, RunError
+
+
+def job(folder: Path, *arguments: str) -> dict:
+    """The content of results.json."""
+    assert bench.run(bench.parse([*arguments, "--out", str(folder)])) == 0
+    content = json.loads((folder / "results.json").read_text())
+    assert content["job"] == arguments[0] and content["cores"] >= 1
+    assert f"## {content['tables'][0]['title']}" in (folder / "results.md").read_text()
+    return content
+
+
+def rows(content: dict, number: int = 0) -> list[dict[str, str]]:
+    table = content["tables"][number]
+    return [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
+
+
+def test_model_measures_both_implementations_beside_the_limit(tmp_path):
+    content = job(
+        tmp_path,
+        "model",
+        "--form",
+        "tiny",
+        "--seconds",
+        "0.2",
+        "--repeats",
+        "1",
+        "--threads",
+        "1",
+        "--device",
+        "cpu",
+    )
+    limits, this, plain = content["measurements"]
+    assert limits["limits"]["flops_per_cpu_second"] > 1e9
+    assert [this["implementation"], plain["implementation"]] == ["this model", "plain"]
+    assert this["logits"] == pytest.approx(plain["logits"], abs=1e-4)
+    for each in (this, plain):
+        assert min(cost["cpu"] for cost in each["forward"]) < min(cost["cpu"] for cost in each["step"])
+        assert each["peak_bytes"] > 2**20
+    first, second = rows(content)
+    assert first["step / this"] == "-" and second["step / this"].endswith("x")
+
+
+def test_models_that_are_not_equal_are_refused():
+    form = model_speed.ON_CPU["tiny"]
+    results = {
+        name: [{"logits": [1.0, 2.0 + difference], "precision": "fp32"}]
+        for name, difference in (("this model", 0.0), ("plain", 0.01))
+    }
+    with pytest.raises(RunError, match=r"logits of 'plain' differ by 0\.01"):
+        model_speed._check_equal(form, results)
+
+
+def test_the_peak_is_that_of_the_tensors_that_live_at_the_same_time():
+    script = (
+        "import torch\n"
+        "from trainer.benchmark.timing import peak_bytes\n"
+        "def work():\n"
+        "    for _ in range(3):\n"
+        "        first = torch.ones(2**23)\n"
+        "        second = torch.ones(2**22)\n"
+        "        del first, second\n"
+        "print(peak_bytes(work, torch.device('cpu')))"
+    )
+    command = [sys.executable, "-c", script]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert 48 <= int(done.stdout) / 2**20 < 52
+
+
+def test_train_adds_up_to_the_whole_step(tmp_path, motion_set_settings):
+    sizes = ["--steps", "4", "--repeats", "1", "--loader-seconds", "0.3"]
+    content = job(tmp_path, "train", *sizes, *motion_set_settings)
+    (measured,) = content["measurements"]
+    assert len(measured["steps"]) == 4
+    for step in measured["steps"]:
+        assert {"forward", "loss", "backward", "optimiser", "data wait", "step"} <= step.keys()
+        parts = sum(spent["seconds"] for name, spent in step.items() if name != "step")
+        assert 0.5 * step["step"]["seconds"] < parts <= step["step"]["seconds"]
+    assert measured["alone"] > 0 and measured["loader"]["decode"] > 0
+    assert "Overhead, all but forward" in content["tables"][0]["notes"][0]
+    assert not list(tmp_path.rglob("step-*"))  # that of the end is deleted
+
+
+@pytest.fixture
+def motion_set_settings(tmp_path):
+    values = {
+        "data.train": tmp_path / "motion/train.arrow",
+        "data.val": tmp_path / "motion/val.arrow",
+        "data.embedded.train_clips": 64,
+        "data.embedded.val_clips": 8,
+        "optimisation.global_batch": 8,
+        "evaluation.batch": 8,
+        "engine.device": "cpu",
+    }
+    return [word for name, value in values.items() for word in ("--set", f"{name}={value}")]
+
+
+def test_checkpoint_saves_and_loads_all_of_the_state(tmp_path):
+    content = job(tmp_path, "checkpoint", "--preset", "tiny", "--repeats", "1", "--device", "cpu")
+    (measured,) = content["measurements"]
+    weights = parameter_count(build_config("tiny", form="scene", frames=2, num_classes=400))
+    assert measured["bytes"] == pytest.approx(12 * weights, rel=0.05)  # weights and two moments in float32
+    (one,) = measured["rounds"]
+    assert 0 < one["paused"] < one["saved"]
+    assert min(one["loaded"], one["disk_read"], one["disk_write"]) > 0
+    assert [row["what"].split()[0] for row in rows(content)] == ["copy", "save,", "load,"]
+    assert not list(tmp_path.rglob("step-*"))
+
+
+def test_scale_runs_the_ranks_together(tmp_path):
+    sizes = ["--frames", "4", "--batch", "2", "--steps", "2", "--repeats", "1"]
+    content = job(tmp_path, "scale", "--ranks", "2", *sizes, "--device", "cpu")
+    (measured,) = content["measurements"]
+    assert [rank["clips"] for rank in measured["results"]] == [4, 4]
+    assert all(rank["cpu"] > 0 for rank in measured["results"])
+    assert [row["ranks"] for row in rows(content)] == ["2"]
+
+
+def test_efficiency_counts_cores_where_ranks_share_them():
+    results = {1: 2.0, 2: 2.5, 4: 5.0}  # seconds for 10 clips a rank
+    measurements = [
+        {"ranks": count, "results": [{"clips": 10, "seconds": seconds, "cpu": 2.0}] * count}
+        for count, seconds in results.items()
+    ]
+    table = make_table(measurements, "x", places=2)
+    assert [row[4] for row in table.rows] == ["100 %", "80 %", "80 %"]
+    assert [row[1] for row in table.rows] == ["", "", "4 ranks share 2 cores"]
+
+
+def test_budget_of_a_recipe_needs_no_device_and_no_data(tmp_path):
+    small = ["--set", "model.frames=4", "--set", "model.overrides.depth=2", "--ranks", "1"]
+    plan = ["--micro-batch", "2", "--recomputed-blocks", "1"]
+    content = job(tmp_path, "budget", "--recipe", "k400_b16", *small, *plan)
+    kinds, changes, plans = (rows(content, number) for number in range(3))
+    assert {"matrix products", "attention", "all"} <= {row["kind"] for row in kinds}
+    assert [row["change"] for row in changes][:3] == [
+        "1 block recomputed, uncompiled", "1 block recomputed, compiled", "nothing recomputed, uncompiled",
+    ]  # fmt: skip
+    rates = [float(row["clips/s"]) for row in changes]
+    assert rates[1] > rates[0] and rates[2] > rates[0]
+    assert rates[-1] == max(rates)
+    assert plans and all(float(row["memory, GiB"]) < 80e9 / 2**30 for row in plans)
+
+
+def test_a_recipe_that_is_not_there_is_a_message(tmp_path):
+    with pytest.raises(RecipeError, match="nowhere"):
+        bench.run(bench.parse(["budget", "--recipe", "nowhere", "--out", str(tmp_path)]))
+
+
+def test_numbers_that_are_not_above_zero_are_refused(capsys):
+    for arguments in (["model", "--seconds", "0"], ["scale", "--ranks", "-1"], ["pipeline", "--frames", "0"]):
+        with pytest.raises(SystemExit):
+            bench.parse(arguments)
+        assert f"{arguments[1]} must be above 0" in capsys.readouterr().err
+
+
+def test_a_measurement_that_fails_says_why():
+    with pytest.raises(MeasurementError, match=r"ended with code 1: .*no preset"):
+        run_child("scaling_task:measure_rank", {"no preset": 1}, threads=1)
+
+
+def test_ctrl_c_prints_what_there_is(tmp_path, monkeypatch, capsys):
+    def interrupted(args, report):
+        make = make_table([{"ranks": 1, "results": [{"clips": 1, "seconds": 1.0, "cpu": 1.0}]}], "cut", 1)
+        report.tables.append(make)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench.scaling, "run", interrupted)
+    assert bench.run(bench.parse(["scale", "--out", str(tmp_path)])) == 130
+    assert "ranks: cut" in capsys.readouterr().out
+    assert "ranks: cut" in (tmp_path / "results.md").read_text()

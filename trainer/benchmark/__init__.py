@@ -1,0 +1,1 @@
+"""The jobs of `bench.py`: what is measured, in processes of their own, and the report."""

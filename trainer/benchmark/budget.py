@@ -1,0 +1,279 @@
+"""`bench.py budget`: what a training step costs a GPU, on paper, from the shapes of the model.
+
+Each kernel takes as long as its FLOPs at the rate of large matrix products, or its bytes at the rate of the
+memory, whichever is longer. Communication between ranks is not counted.
+"""
+
+import argparse
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer.benchmark.arguments import add_common
+from trainer.benchmark.report import BenchmarkReport, ResultTable
+
+if TYPE_CHECKING:
+    from trainer.benchmark.kernels import Device, StepKernels
+
+HELP = "what a training step costs a GPU, per kind of kernel, on paper"
+GIB = 2**30
+GOAL = 0.55
+"""MFU."""
+SHOWN_PLANS = 6
+
+
+def add_arguments(job: argparse.ArgumentParser) -> None:
+    job.add_argument("--recipe", type=Path, default=Path("k400_l14_336_64f"), help="(%(default)s)")
+    job.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="of the recipe")
+    job.add_argument("--classes", type=int, default=400, help="where the recipe names none (%(default)s)")
+    job.add_argument("--micro-batch", type=int, help="clips of a forward pass (what `train` would choose)")
+    job.add_argument("--recomputed-blocks", type=int, metavar="N", help="of the backbone (the same)")
+    job.add_argument("--ranks", type=int, default=8, help="that share the optimiser state (%(default)s)")
+    job.add_argument("--memory", type=float, default=80.0, help="GB of a GPU (%(default)g)")
+    job.add_argument("--tflops", type=float, default=790.0, help="of matrix products (%(default)g)")
+    job.add_argument("--bandwidth", type=float, default=3.35, help="of the memory, TB/s (%(default)g)")
+    job.add_argument("--peak", type=float, default=989.0, help="TFLOP/s, for the MFU (%(default)g)")
+    add_common(job)
+
+
+def run(args: argparse.Namespace, report: BenchmarkReport) -> None:
+    """Counts the kernels. Raises RecipeError or ModelError for a recipe that is wrong."""
+    from trainer.benchmark.kernels import Device
+    from trainer.config.load import load_recipe
+    from trainer.config.recipe_names import find_recipe
+    from trainer.engine.batch_plan import choose_batch_plan
+    from trainer.engine.memory_estimate import AvailableMemory
+    from trainer.setup.preparation import model_config
+
+    recipe = load_recipe(find_recipe(args.recipe), args.set)
+    config = model_config(recipe, args.classes)
+    available = AvailableMemory("cuda", int(1e9 * args.memory))
+    chosen = choose_batch_plan(recipe, config, args.ranks, precision="bf16", available=available)
+    batch = args.micro_batch or chosen.micro_batch
+    recomputed = chosen.recomputed_blocks if args.recomputed_blocks is None else args.recomputed_blocks
+    dataclasses.replace(config, recomputed_blocks=recomputed)  # raises ModelError for too many
+    device = Device(1e12 * args.tflops, 1e12 * args.bandwidth, 1e12 * args.peak)
+    budget = Budget(recipe, config, device, args.ranks)
+    report.tables.append(budget.table_of_kinds(budget.step(batch, recomputed), recomputed))
+    changes = budget.changes(batch, recomputed)
+    report.tables.append(budget.table_of_changes(changes))
+    plans = budget.plans(1e9 * args.memory)
+    report.tables.append(budget.table_of_plans(plans, args.memory))
+    report.measurements = [dataclasses.asdict(each) for each in (*changes, *plans)]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A way to compute a step."""
+
+    about: str
+    micro_batch: int
+    recomputed: int
+    seconds: float
+    """Of a micro-batch, with its share of the update."""
+    mfu: float
+    memory: int | None
+    """Estimated bytes; None where there is no estimate."""
+
+
+class Budget:
+    """The costs of a recipe's training step on one device."""
+
+    def __init__(self, recipe: Any, config: Any, device: "Device", ranks: int) -> None:
+        from trainer.engine.memory_estimate import MemoryModel
+
+        self.recipe, self.config, self.device, self.ranks = recipe, config, device, ranks
+        self._memory = MemoryModel.of(recipe, config, ranks=ranks, precision="bf16", kind="cuda")
+        self._steps: dict[tuple[int, int], StepKernels] = {}
+
+    def step(self, batch: int, recomputed: int) -> "StepKernels":
+        from trainer.benchmark.kernels import record_step
+
+        if (batch, recomputed) not in self._steps:
+            config = dataclasses.replace(self.config, recomputed_blocks=recomputed)
+            self._steps[batch, recomputed] = record_step(config, batch)
+        return self._steps[batch, recomputed]
+
+    def accumulation(self, batch: int) -> int:
+        return max(1, self.recipe.optimisation.global_batch // (self.ranks * batch))
+
+    def mfu(self, seconds: float, batch: int) -> float:
+        """Of the paper's model, without what is computed twice."""
+        from models.cost import train_step_flops
+
+        return train_step_flops(self.config, recomputed_blocks=0) * batch / seconds / self.device.peak
+
+    def memory(self, batch: int, recomputed: int) -> int:
+        return self._memory.estimate(zero_stage=1, micro_batch=batch, recomputed_blocks=recomputed).total
+
+    def plan(self, about: str, step: "StepKernels", recomputed: int, *, has_estimate: bool = True) -> Plan:
+        batch = step.batch
+        seconds = step.seconds(self.device, self.accumulation(batch))
+        memory = self.memory(batch, recomputed) if has_estimate else None
+        return Plan(about, batch, recomputed, seconds, self.mfu(seconds, batch), memory)
+
+    def changes(self, batch: int, recomputed: int) -> list[Plan]:
+        """What single changes would make of the step, and all of them together."""
+        from trainer.benchmark.kernels import StepKernels
+
+        chosen, none = self.step(batch, recomputed), self.step(batch, 0)
+        name = f"{_blocks(recomputed)} recomputed" if recomputed else "nothing recomputed"
+        found = [
+            self.plan(f"{name}, uncompiled", chosen, recomputed),
+            self.plan(f"{name}, compiled", chosen.fused(), recomputed),
+        ]
+        if recomputed:
+            found += [
+                self.plan("nothing recomputed, uncompiled", none, 0),
+                self.plan("nothing recomputed, compiled", none.fused(), 0),
+            ]
+        depth = self.config.depth
+        if not self.config.frozen_backbone:
+            every = self.step(batch, depth)
+            cheap, name = _cheap_again(every, none), "all recomputed but products and attention"
+            found += [
+                self.plan(f"{name}, uncompiled", cheap, depth, has_estimate=False),
+                self.plan(f"{name}, compiled", cheap.fused(), depth, has_estimate=False),
+            ]
+            if recomputed < depth:
+                found += [
+                    self.plan("all blocks recomputed, uncompiled", every, depth),
+                    self.plan("all blocks recomputed, compiled", every.fused(), depth),
+                ]
+        products = [kernel for kernel in none.kernels if kernel.flops]
+        bound = StepKernels(batch, products, none.update)
+        found.append(self.plan("bound: products, attention and update alone", bound, 0, has_estimate=False))
+        return found
+
+    def plans(self, memory: float) -> list[Plan]:
+        """Micro-batches of powers of two with the fewest recomputed blocks that fit, compiled, fastest first.
+
+        A step's time is taken as linear in clips and in recomputed blocks.
+        """
+        depth = self.config.depth
+        one, two = (self.step(batch, 0).fused().seconds(self.device, 1) for batch in (1, 2))
+        update = sum(self.device.seconds(kernel) for kernel in self.step(1, 0).update)
+        again = 0.0
+        if not self.config.frozen_backbone:
+            again = (self.step(1, depth).fused().seconds(self.device, 1) - one) / depth
+        found = []
+        batch = 1
+        while batch <= max(1, self.recipe.optimisation.global_batch // self.ranks):
+            for recomputed in range(depth + 1 if again else 1):
+                need = self.memory(batch, recomputed)
+                if need <= memory:
+                    seconds = one + (batch - 1) * (two - one) + batch * recomputed * again
+                    seconds += update / self.accumulation(batch) - update
+                    name = f"micro-batch {batch}, {_blocks(recomputed)} recomputed, compiled"
+                    found.append(Plan(name, batch, recomputed, seconds, self.mfu(seconds, batch), need))
+                    break  # more of them are slower
+            batch *= 2
+        return sorted(found, key=lambda plan: -plan.mfu)[:SHOWN_PLANS]
+
+    def table_of_kinds(self, step: "StepKernels", recomputed: int) -> ResultTable:
+        from trainer.benchmark.kernels import totals_by_kind
+
+        plain = totals_by_kind([*step.kernels, *step.update], self.device.seconds)
+        fused = totals_by_kind([*step.fused().kernels, *step.update], self.device.seconds)
+        rows = []
+        for kind in [*plain, *(kind for kind in fused if kind not in plain)]:
+            own, compiled = plain.get(kind), fused.get(kind)
+            rows.append(
+                (
+                    kind,
+                    "FLOPs" if _is_bound_by_flops(own or compiled, self.device) else "bytes",
+                    *_cells(own),
+                    *_cells(compiled),
+                )
+            )
+        columns = ("kind", "bound", *_names("uncompiled"), *_names("compiled"))
+        whole = (_sum(plain.values()), _sum(fused.values()))
+        rows.append(("all", "", *_cells(whole[0]), *_cells(whole[1])))
+        title = (
+            f"{self.recipe.name}: {self.config.frames} frames of {self.config.resolution} px, micro-batch "
+            f"{step.batch}, {recomputed} of {self.config.depth} blocks recomputed, bf16"
+        )
+        device = self.device
+        note = (
+            f"Products at {device.flops / 1e12:.0f} TFLOP/s, memory at {device.bandwidth / 1e12:g} TB/s, at "
+            f"least {1e6 * device.least:g} µs a kernel (assumed); the update's time is that of one. Not a "
+            "measurement."
+        )
+        return ResultTable(title, columns, tuple(rows), (note,))
+
+    def table_of_changes(self, changes: list[Plan]) -> ResultTable:
+        rows = tuple((plan.about, _over(plan.mfu), *_plan_cells(plan)) for plan in changes)
+        reached = [plan.about for plan in changes if plan.mfu >= GOAL and not plan.about.startswith("bound")]
+        note = (
+            f"An MFU of {GOAL:.0%} is reached with: {'; '.join(reached)}."
+            if reached
+            else f"No change brings the MFU to {GOAL:.0%}."
+        )
+        columns = ("change", f"MFU of {GOAL:.0%}", "ms", "clips/s", "MFU", "memory, GiB")
+        return ResultTable("What changes would make of it", columns, rows, (note,))
+
+    def table_of_plans(self, plans: list[Plan], memory: float) -> ResultTable:
+        rows = tuple((plan.about, _over(plan.mfu), *_plan_cells(plan)) for plan in plans)
+        note = (
+            f"The fastest within {memory:g} GB by the estimate of `--check`: {plans[0].about}."
+            if plans
+            else f"No plan fits into {memory:g} GB by the estimate of `--check`."
+        )
+        columns = ("plan", f"MFU of {GOAL:.0%}", "ms", "clips/s", "MFU", "memory, GiB")
+        return ResultTable(f"Plans that fit into {memory:g} GB, {self.ranks} ranks", columns, rows, (note,))
+
+
+def _cheap_again(all_again: "StepKernels", none: "StepKernels") -> "StepKernels":
+    """A step that recomputes only what is neither a product nor attention."""
+    from trainer.benchmark.kernels import StepKernels
+
+    # In a step with recomputation, the kernels beyond those without are the ones that run twice.
+    left: dict[tuple[str, int], int] = {}
+    for kernel in none.kernels:
+        key = kernel.kind, kernel.flops
+        left[key] = left.get(key, 0) + 1
+    kept = []
+    for kernel in all_again.kernels:
+        key = kernel.kind, kernel.flops
+        if kernel.flops and not left.get(key):
+            continue
+        left[key] = left.get(key, 0) - 1
+        kept.append(kernel)
+    return StepKernels(none.batch, kept, none.update)
+
+
+def _blocks(count: int) -> str:
+    return f"{count} block{'s' * (count != 1)}"
+
+
+def _is_bound_by_flops(total: Any, device: "Device") -> bool:
+    _, flops, moved, _ = total
+    return flops / device.flops > moved / device.bandwidth
+
+
+def _sum(totals: Iterable[tuple[int, float, float, float]]) -> tuple[int, float, float, float]:
+    count, flops, moved, seconds = (sum(column) for column in zip(*totals, strict=True))
+    return int(count), flops, moved, seconds
+
+
+def _names(prefix: str) -> tuple[str, ...]:
+    return (f"{prefix}: kernels", "TFLOP", "GB", "ms")
+
+
+def _cells(total: tuple[int, float, float, float] | None) -> tuple[str, ...]:
+    if total is None:
+        return ("-",) * 4
+    count, flops, moved, seconds = total
+    return f"{count:,}", f"{flops / 1e12:.2f}", f"{moved / 1e9:.1f}", f"{1000 * seconds:.1f}"
+
+
+def _plan_cells(plan: Plan) -> tuple[str, ...]:
+    memory = "-" if plan.memory is None else f"{plan.memory / GIB:.1f}"
+    rate = plan.micro_batch / plan.seconds
+    return f"{1000 * plan.seconds:.1f}", f"{rate:.2f}", f"{100 * plan.mfu:.1f} %", memory
+
+
+def _over(mfu: float) -> str:
+    return "reached" if mfu >= GOAL else "not reached"

@@ -1,0 +1,275 @@
+"""The kernels of a training step, from a run on PyTorch's meta device: FLOPs and bytes of each, no numbers.
+
+Every operation that PyTorch dispatches is a kernel, except those that only give a view. Attention is taken
+for fused attention. Compiled, connected operations between two matrix products, attentions or convolutions
+are one kernel: elementwise ones, norms, reductions and copies. It reads what it needs from outside once, and
+writes what others need.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from models import UniFormerV2, UniFormerV2Config
+
+PRODUCTS, ATTENTION, CONVOLUTIONS = "matrix products", "attention", "depthwise convolutions"
+NORMS, COPIES, REDUCTIONS, ELEMENTWISE = "norms and softmax", "copies and casts", "sums", "elementwise"
+FUSED = "fused elementwise, norms and copies"
+OPTIMISER = "optimiser"
+_ALONE = (PRODUCTS, ATTENTION, CONVOLUTIONS, OPTIMISER)
+"""Kinds that the compiler leaves kernels of their own."""
+_KINDS = {
+    "mm": PRODUCTS, "addmm": PRODUCTS, "bmm": PRODUCTS, "baddbmm": PRODUCTS,
+    "_scaled_dot_product_flash_attention": ATTENTION,
+    "_scaled_dot_product_flash_attention_backward": ATTENTION,
+    "_scaled_dot_product_efficient_attention": ATTENTION,
+    "_scaled_dot_product_efficient_attention_backward": ATTENTION,
+    "convolution": CONVOLUTIONS, "convolution_backward": CONVOLUTIONS,
+    "native_layer_norm": NORMS, "native_layer_norm_backward": NORMS,
+    "native_batch_norm": NORMS, "native_batch_norm_backward": NORMS, "_native_batch_norm_legit": NORMS,
+    "_batch_norm_with_update": NORMS, "batch_norm_backward": NORMS,
+    "_softmax": NORMS, "_softmax_backward_data": NORMS,
+    "_log_softmax": NORMS, "_log_softmax_backward_data": NORMS,
+    "cat": COPIES, "clone": COPIES, "copy_": COPIES, "_to_copy": COPIES, "constant_pad_nd": COPIES,
+    "slice_backward": COPIES, "select_backward": COPIES, "stack": COPIES, "fill_": COPIES, "zero_": COPIES,
+    "sum": REDUCTIONS, "mean": REDUCTIONS, "add_": ELEMENTWISE,
+}  # fmt: skip
+_NO_KERNEL = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel, or several that are fused."""
+
+    kind: str
+    flops: int
+    read: Mapping[int, int]
+    """Bytes by storage."""
+    written: Mapping[int, int]
+    """The same."""
+
+    @property
+    def bytes(self) -> int:
+        return sum(self.read.values()) + sum(self.written.values())
+
+
+@dataclass(frozen=True)
+class Device:
+    """What the kernels run on."""
+
+    flops: float = 790e12
+    """FLOP per second of large matrix products in bf16, as measured on an H100 SXM."""
+    bandwidth: float = 3.35e12
+    """Bytes per second of its memory, by the data sheet."""
+    peak: float = 989e12
+    """FLOP per second by the data sheet, of which MFU is a share."""
+    least: float = 2e-6
+    """Seconds of the shortest kernel; assumed, not measured."""
+
+    def seconds(self, kernel: Kernel) -> float:
+        """The time of a kernel: of its products or of its memory traffic, whichever takes longer."""
+        return max(kernel.flops / self.flops, kernel.bytes / self.bandwidth, self.least)
+
+
+class _Recorder(TorchDispatchMode):
+    """Records every operation as a `Kernel`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernels: list[Kernel] = []
+        self._storages: list[Any] = []  # kept, so that no address is used twice
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        name = func._overloadpacket.__name__
+        given, made = _tensors((args, kwargs)), _tensors(out)
+        for tensor in (*given, *made):
+            self._storages.append(tensor.untyped_storage())
+        changed = _changed(func, args, kwargs)
+        sources = {_storage(tensor) for tensor in given}
+        is_view = not changed and all(_storage(tensor) in sources for tensor in made)
+        if name in _NO_KERNEL or not made or is_view:
+            return out
+        kind, flops = _KINDS.get(name, ELEMENTWISE), _flops(func, args, kwargs, out)
+        self.kernels.append(Kernel(kind, flops, _bytes(given), _bytes([*made, *changed])))
+        return out
+
+
+def _fused_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
+    """What PyTorch chooses on a GPU; on the meta device it would choose separate products."""
+    if bias is None:
+        return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[0]
+    bias = bias.expand(*query.shape[:-1], key.shape[-2])
+    return torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, bias, True)[0]
+
+
+def _flops(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> int:
+    if func._overloadpacket is torch.ops.aten.convolution:
+        return 2 * out.numel() * args[1][0].numel()
+    if func._overloadpacket is torch.ops.aten.convolution_backward:
+        # Of the input and of the weight. PyTorch's formula takes depthwise convolutions for full ones.
+        return 2 * args[0].numel() * args[2][0].numel() * sum(args[10][:2])
+    formula = flop_registry.get(func._overloadpacket)
+    return 0 if formula is None else int(formula(*args, **kwargs, out_val=out))
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _changed(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """Arguments that the operation writes to."""
+    found = []
+    for number, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            given = args[number] if number < len(args) else kwargs.get(argument.name)
+            found += _tensors(given)
+    return found
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def _bytes(tensors: Sequence[Tensor]) -> dict[int, int]:
+    """Bytes by storage; an expanded dimension is read once."""
+    found: dict[int, int] = {}
+    for tensor in tensors:
+        size = tensor.element_size()
+        for count, stride in zip(tensor.shape, tensor.stride(), strict=True):
+            size *= count if stride else 1
+        found[_storage(tensor)] = max(found.get(_storage(tensor), 0), size)
+    return found
+
+
+@dataclass(frozen=True)
+class StepKernels:
+    """The kernels of one micro-batch's forward and backward, in order, and of the update."""
+
+    batch: int
+    kernels: list[Kernel]
+    update: list[Kernel]
+
+    def fused(self) -> "StepKernels":
+        """The same, compiled."""
+        return StepKernels(self.batch, fuse(self.kernels), self.update)
+
+    def seconds(self, device: Device, accumulation: int = 1) -> float:
+        """Of one micro-batch, with its share of the update."""
+        own = sum(device.seconds(kernel) for kernel in self.kernels)
+        return own + sum(device.seconds(kernel) for kernel in self.update) / accumulation
+
+
+def record_step(config: UniFormerV2Config, batch: int) -> StepKernels:
+    """The kernels of a training step in bf16 with master weights in float32.
+
+    The update reads the summed gradient in float32 and both moments and the master weights, which it writes
+    with the weights in bf16; each micro-batch adds its gradient to the sum.
+    """
+    with torch.device("meta"):
+        model = UniFormerV2(config).bfloat16().train()
+        side = config.resolution
+        clips = torch.empty(batch, 3, config.frames, side, side, dtype=torch.bfloat16)
+        keys = torch.empty(batch, dtype=torch.int64)
+        labels = torch.empty(batch, dtype=torch.int64)
+        with _Recorder() as recorder, patch.object(F, "scaled_dot_product_attention", _fused_attention):
+            F.cross_entropy(model(clips, keys).float(), labels).backward()
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    added = Kernel(ELEMENTWISE, 0, {-1: 6 * trained}, {-2: 4 * trained})
+    update = Kernel(OPTIMISER, 0, {-3: 16 * trained}, {-4: 14 * trained})
+    return StepKernels(batch, [*recorder.kernels, added], [update])
+
+
+@dataclass
+class _Group:
+    level: int
+    members: list[int] = field(default_factory=list)
+
+
+def fuse(kernels: Sequence[Kernel]) -> list[Kernel]:
+    """The kernels after compilation, see above."""
+    producer: dict[int, int] = {}
+    levels: list[int] = []
+    group_of: dict[int, _Group] = {}
+    for number, kernel in enumerate(kernels):
+        sources = {producer[storage] for storage in kernel.read if storage in producer}
+        alone = kernel.kind in _ALONE
+        # Kernels of one level have none of those that stay alone between them.
+        level = max((levels[source] + (kernels[source].kind in _ALONE) for source in sources), default=0)
+        levels.append(level)
+        group = _Group(level)
+        if not alone:
+            near = [group_of[s] for s in sources if s in group_of and group_of[s].level == level]
+            group = near[0] if near else group
+            for other in near[1:]:
+                if other is not group:
+                    group.members += other.members
+                    for member in other.members:
+                        group_of[member] = group
+                    other.members = []
+            group.members.append(number)
+            group_of[number] = group
+        for storage in kernel.written:
+            producer[storage] = number
+    return _merged(kernels, group_of)
+
+
+def _merged(kernels: Sequence[Kernel], group_of: Mapping[int, _Group]) -> list[Kernel]:
+    readers: dict[int, list[int]] = {}
+    for number, kernel in enumerate(kernels):
+        for storage in kernel.read:
+            readers.setdefault(storage, []).append(number)
+    result, done = [], set()
+    for number, kernel in enumerate(kernels):
+        group = group_of.get(number)
+        if group is None:
+            result.append(kernel)
+        elif id(group) not in done:
+            done.add(id(group))
+            result.append(_one_kernel(kernels, set(group.members), readers))
+    return result
+
+
+def _one_kernel(kernels: Sequence[Kernel], members: set[int], readers: Mapping[int, Sequence[int]]) -> Kernel:
+    if len(members) == 1:
+        return kernels[next(iter(members))]
+    read: dict[int, int] = {}
+    written: dict[int, int] = {}
+    for number in sorted(members):
+        for storage, size in kernels[number].read.items():
+            if storage not in written:
+                read[storage] = max(read.get(storage, 0), size)
+        written.update(kernels[number].written)
+    kept = {}
+    for storage, size in written.items():
+        using = readers.get(storage, ())
+        if not using or any(reader not in members for reader in using):
+            kept[storage] = size
+    return Kernel(FUSED, sum(kernels[number].flops for number in members), read, kept)
+
+
+def totals_by_kind(
+    kernels: Sequence[Kernel], seconds: Callable[[Kernel], float]
+) -> dict[str, tuple[int, float, float, float]]:
+    """Kernels, FLOPs, bytes and seconds of each kind, the longest first."""
+    found: dict[str, tuple[int, float, float, float]] = {}
+    for kernel in kernels:
+        count, flops, moved, spent = found.get(kernel.kind, (0, 0.0, 0.0, 0.0))
+        found[kernel.kind] = (
+            count + 1,
+            flops + kernel.flops,
+            moved + kernel.bytes,
+            spent + seconds(kernel),
+        )
+    return dict(sorted(found.items(), key=lambda item: -item[1][3]))

@@ -1,0 +1,227 @@
+"""`bench.py model`: forward passes and training steps of this model beside the plain one."""
+
+import argparse
+import dataclasses
+import os
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from models.config import UniFormerV2Config, build_config
+from trainer.benchmark.arguments import add_common, add_device, resolve_device
+from trainer.benchmark.child import run_child
+from trainer.benchmark.report import BenchmarkReport, ResultTable, interference
+from trainer.errors import RunError
+from trainer.monitoring.progress import show_progress
+
+HELP = "forward and training step of the model, beside the plain implementation"
+CLASSES = 400
+EQUAL = 1e-3
+"""Largest difference of logits in fp32 at which two implementations count as the same model."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """A model and a batch that are measured."""
+
+    name: str
+    preset: str
+    form: str
+    frames: int
+    batch: int
+    frozen: bool = False
+
+    @property
+    def config(self) -> UniFormerV2Config:
+        return build_config(
+            self.preset,
+            form=self.form,
+            frames=self.frames,
+            num_classes=CLASSES,
+            frozen_backbone=self.frozen,
+        )
+
+    def __str__(self) -> str:
+        frozen = " frozen" * self.frozen
+        return f"{self.preset} {self.form}{frozen}, {self.frames} frames, batch {self.batch}"
+
+
+ON_CPU = {
+    "scene": Form("scene", "b16", "scene", 8, 1),
+    "temporal": Form("temporal", "b16", "temporal", 16, 1),
+    # Two frames: a step of the plain one with 8 takes minutes on two cores. All costs but AdamW's are
+    # proportional to the frames.
+    "frozen": Form("frozen", "l14_336", "scene", 2, 1, frozen=True),
+    "tiny": Form("tiny", "tiny", "temporal", 4, 2),
+}
+ON_GPU = {
+    "scene": Form("scene", "b16", "scene", 8, 32),
+    "temporal": Form("temporal", "b16", "temporal", 16, 16),
+    "frozen": Form("frozen", "l14_336", "scene", 8, 8, frozen=True),
+    "tiny": Form("tiny", "tiny", "temporal", 4, 2),
+}
+DEFAULT = ("scene", "temporal", "frozen")
+
+
+def add_arguments(job: argparse.ArgumentParser) -> None:
+    job.add_argument(
+        "--form", action="append", choices=tuple(ON_CPU), help=f"repeatable ({', '.join(DEFAULT)})"
+    )
+    job.add_argument("--frames", type=int, help="of a clip, for all forms (8, 16; frozen on a CPU 2)")
+    job.add_argument("--batch", type=int, help="clips of a step, for all forms (1 on a CPU)")
+    job.add_argument("--compile", action="store_true", help="measure this model compiled, too (fp32 or bf16)")
+    job.add_argument(
+        "--seconds", type=float, default=8.0, help="of forward passes and of steps, each time (%(default)g)"
+    )
+    job.add_argument("--repeats", type=int, default=2, help="rounds (%(default)s)")
+    job.add_argument("--threads", type=int, help="of a CPU (all cores)")
+    add_device(job)
+    add_common(job)
+
+
+def run(args: argparse.Namespace, report: BenchmarkReport) -> None:
+    """Measures all implementations of each form in rounds, each in a process of its own.
+
+    Raises RunError where they do not compute the same.
+    """
+    from trainer.benchmark.model_task import COMPILED, PLAIN, PLAIN_FROZEN, THIS
+
+    device = resolve_device(args.device)
+    threads = args.threads or len(os.sched_getaffinity(0))
+    precision = "bf16" if device == "cuda" else "fp32"
+    table = ON_GPU if device == "cuda" else ON_CPU
+    changes: dict[str, Any] = {"frames": args.frames, "batch": args.batch}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    forms = [dataclasses.replace(table[name], **changes) for name in args.form or DEFAULT]
+    work = []
+    for form in forms:
+        own = [THIS, *[COMPILED] * args.compile, PLAIN, *[PLAIN_FROZEN] * form.frozen]
+        work.append((form, own))
+    total = args.repeats * sum(1 + len(own) for _, own in work)
+    done = 0
+    with show_progress("measuring the model") as progress:
+        progress(0, total)
+        for repeat in range(args.repeats):
+            for form, own in work:
+                first = repeat % len(own)
+                for implementation in (None, *own[first:], *own[:first]):
+                    common = {"device": device, "precision": precision, "threads": threads}
+                    entry: dict[str, Any] = {"form": form.name, "about": str(form), "round": repeat, **common}
+                    if implementation is None:
+                        entry["limits"] = _limits(form, common)
+                    else:
+                        task = {
+                            "implementation": implementation,
+                            "config": dataclasses.asdict(form.config),
+                            "batch": form.batch,
+                            "seconds": args.seconds,
+                        }
+                        entry["implementation"] = implementation
+                        entry |= run_child("model_task:measure_model", {**task, **common}, threads=threads)
+                    report.measurements.append(entry)
+                    report.tables = make_tables(report.measurements, {form.name: form for form in forms})
+                    done += 1
+                    progress(done, total)
+
+
+def _limits(form: Form, common: dict[str, Any]) -> dict[str, Any]:
+    """The rate of the product of the MLP's first layer, the largest of the model."""
+    config = form.config
+    rows = form.batch * config.inner_frames * (1 + config.grid**2)
+    shape = {"rows": rows, "inner": config.width, "columns": config.mlp_width}
+    return run_child("limits:measure_products", {**shape, **common}, threads=common["threads"])
+
+
+def make_tables(measurements: list[dict[str, Any]], forms: dict[str, Form]) -> list[ResultTable]:
+    """The table of what was measured so far. Raises RunError where implementations differ."""
+    from models.cost import multiply_accumulates, train_step_flops
+    from trainer.benchmark.model_task import THIS
+
+    rows: list[tuple[str, ...]] = []
+    shares, notes = [], []
+    for name, form in forms.items():
+        own = [each for each in measurements if each["form"] == name]
+        limits = [each["limits"] for each in own if "limits" in each]
+        results: dict[str, list[dict[str, Any]]] = {}
+        for each in own:
+            if "implementation" in each:
+                results.setdefault(each["implementation"], []).append(each)
+        if not results:
+            continue
+        _check_equal(form, results)
+        on_gpu = own[0]["device"] == "cuda"
+        unit = "seconds" if on_gpu else "cpu"
+        limit = median(each["flops_per_second" if on_gpu else "flops_per_cpu_second"] for each in limits)
+        shares += [each.get("limits", each)["others"] for each in own]
+        here = results.get(THIS)
+        for implementation, group in results.items():
+            forwards = [cost for each in group for cost in each["forward"]]
+            steps = [cost for each in group for cost in each["step"]]
+            forward, step = (median(cost[unit] for cost in costs) for costs in (forwards, steps))
+            wall = median(cost["seconds"] for cost in steps)
+            peak = median(each["peak_bytes"] for each in group)
+            flops = train_step_flops(form.config, recomputed_blocks=0) * form.batch
+            of_limit = flops / step / limit
+            of_forward = 2 * multiply_accumulates(form.config) * form.batch / forward / limit
+            ratios = ["-", "-", "-"]
+            if here is not None and implementation != THIS:
+                mine_forward, mine_step = (
+                    median(cost[unit] for each in here for cost in each[kind]) for kind in ("forward", "step")
+                )
+                mine_peak = median(each["peak_bytes"] for each in here)
+                ratios = [
+                    f"{forward / mine_forward:.2f}x",
+                    f"{step / mine_step:.2f}x",
+                    f"{peak / mine_peak:.2f}x",
+                ]
+            rows.append(
+                (
+                    str(form),
+                    implementation,
+                    f"{forward:.3g}",
+                    f"{100 * of_forward:.0f} %",
+                    f"{step:.3g}",
+                    f"{100 * of_limit:.0f} %",
+                    f"{form.batch / wall:.3g}",
+                    f"{peak / 2**20:,.0f}",
+                    *ratios,
+                )
+            )
+        copies = median(each["bytes_per_second"] for each in limits)
+        per = "s" if on_gpu else "CPU s"
+        notes.append(
+            f"{form}: limit {limit / 1e9:,.0f} GFLOP per {per} (the MLP's first product), memory copy "
+            f"{copies / 1e9:.0f} GB/s{_mfu(flops / wall) if on_gpu else ''}"
+        )
+    unit = "s" if measurements[0]["device"] == "cuda" else "CPU s"
+    columns = (
+        "form", "implementation", f"forward, {unit}", "of limit", f"step, {unit}", "of limit",
+        "clips/s", "step's memory, MiB", "forward / this", "step / this", "memory / this",
+    )  # fmt: skip
+    meaning = (
+        "Medians. 'Of limit': FLOPs of the paper's model by the rate of a matrix product. Memory: the most "
+        "during a step beyond its start."
+    )
+    return [ResultTable("the model", columns, tuple(rows), (*notes, meaning, *interference(shares)))]
+
+
+def _mfu(rate: float) -> str:
+    import torch
+
+    from trainer.monitoring.throughput import peak_flops
+
+    peak = peak_flops(torch.cuda.get_device_name())
+    return "" if peak is None else f", MFU of the last row {100 * rate / peak:.1f} %"
+
+
+def _check_equal(form: Form, results: dict[str, list[dict[str, Any]]]) -> None:
+    logits = {name: group[0]["logits"] for name, group in results.items()}
+    reference = next(iter(logits.values()))
+    bound = EQUAL if next(iter(results.values()))[0]["precision"] == "fp32" else 100 * EQUAL
+    for name, values in logits.items():
+        worst = max(abs(a - b) for a, b in zip(reference, values, strict=True))
+        if worst > bound:
+            raise RunError(
+                f"{form}: the logits of '{name}' differ by {worst:.2g} from those of the others; they are "
+                "not the same model, and their times cannot be compared"
+            )

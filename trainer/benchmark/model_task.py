@@ -1,0 +1,100 @@
+"""Measures one implementation of one model: `measure_model`, in a process of its own."""
+
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks.plain import PlainUniFormerV2, load_weights
+from models import UniFormerV2, UniFormerV2Config
+from trainer.benchmark.timing import OtherPrograms, measure_costs, peak_bytes
+
+THIS, PLAIN, PLAIN_FROZEN = "this model", "plain", "plain, no gradient of the backbone"
+COMPILED = "this model, compiled"
+IMPLEMENTATIONS = (THIS, COMPILED, PLAIN, PLAIN_FROZEN)
+SHOWN = 8
+"""Logits that are handed back, to compare the implementations."""
+
+
+def measure_model(
+    implementation: str,
+    config: dict[str, Any],
+    batch: int,
+    device: str,
+    precision: str,
+    threads: int,
+    seconds: float,
+) -> dict[str, Any]:
+    """The costs of forward passes without gradients and of training steps, and the peak memory of a step.
+
+    A step is forward, cross-entropy, backward and AdamW, from no gradients on. All implementations have the
+    same weights and clips. seconds: of forward passes and of steps, each; at least one of both is measured.
+    """
+    torch.set_num_threads(threads)
+    place = torch.device(device)
+    model = build(implementation, UniFormerV2Config(**config), place, precision)
+    kind = torch.bfloat16 if precision == "bf16" else torch.float32
+    generator = torch.Generator().manual_seed(1)
+    side = config["resolution"]
+    clips = torch.randn(batch, 3, config["frames"], side, side, generator=generator).to(place, kind)
+    labels = torch.arange(batch, device=place) % config["num_classes"]
+
+    model.eval()
+
+    def forward() -> Tensor:
+        with torch.no_grad():
+            return model(clips)
+
+    logits = forward()[0, :SHOWN].float().tolist()
+    others = OtherPrograms()
+    forwards = measure_costs(forward, place, seconds)
+    model.train()
+    # As the trainer does for this model; torch's default for the other.
+    fused = place.type == "cuda" and implementation in (THIS, COMPILED)
+    optimiser = torch.optim.AdamW(_trained(model), lr=1e-6, fused=fused or None)
+
+    def step() -> None:
+        F.cross_entropy(model(clips).float(), labels).backward()
+        optimiser.step()
+        model.zero_grad(set_to_none=True)
+
+    steps = measure_costs(step, place, seconds)
+    return {
+        "forward": [asdict(cost) for cost in forwards],
+        "step": [asdict(cost) for cost in steps],
+        "others": others.cores(),
+        "peak_bytes": peak_bytes(step, place),
+        "logits": logits,
+    }
+
+
+def build(implementation: str, config: UniFormerV2Config, device: torch.device, precision: str) -> nn.Module:
+    """The model with weights drawn from a fixed seed, equal for all implementations."""
+    torch.manual_seed(0)
+    with device:
+        ours = UniFormerV2(config)
+    with torch.no_grad():
+        # Layers that are zero in a new model would make parts of it cheaper to differentiate.
+        for parameter in ours.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.02)
+    model: nn.Module = ours
+    if implementation in (PLAIN, PLAIN_FROZEN):
+        with device:
+            plain = PlainUniFormerV2(config, through_frozen=implementation == PLAIN)
+        load_weights(plain, ours.state_dict())
+        del ours
+        model = plain
+    if precision == "bf16":
+        model.bfloat16()
+    if implementation == COMPILED:
+        model.forward = torch.compile(model.forward, fullgraph=True)
+    return model
+
+
+def _trained(model: nn.Module) -> list[nn.Parameter]:
+    if isinstance(model, PlainUniFormerV2):
+        return model.trained_parameters()
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
