@@ -3,16 +3,22 @@
 A file holds one block. It is written under another name and renamed, so a killed process leaves no half
 block. The blocks are divided among buckets by a hash of their name, and each bucket has its share of the
 limit: a process that adds a block lists that bucket only and deletes its least recently used blocks. There is
-no index and no lock, so nothing can contradict the files. As in a processor's set-associative cache,
-a bucket may be full while another is not; buckets hold about 256 blocks, which makes the difference small.
+no index, so nothing can contradict the files. As in a processor's set-associative cache, a bucket may be full
+while another is not; buckets hold about 256 blocks, which makes the difference small.
+
+The number of buckets follows from the limit. Caches of another number in the same folder are apart: each has
+a file that its processes lock (`flock`, shared), and one that nobody has locked is deleted when another is
+opened.
 """
 
+import fcntl
 import hashlib
 import logging
 import os
 import re
 import tempfile
 import time
+import weakref
 from contextlib import suppress
 from pathlib import Path
 from zlib import crc32
@@ -58,13 +64,14 @@ class BlockCache:
             buckets *= 2
         self._buckets = buckets
         self._bucket_limit = limit // buckets
-        self._warned = False
         # The number of buckets is part of the path, since a block of another number would not be found.
         self._root = folder / f"blocks-{buckets}"
+        self._warned = False
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             if folder.stat().st_uid != os.geteuid():
                 raise DataError(f"the cache {printable(folder)} belongs to another user: name another folder")
+            weakref.finalize(self, os.close, _lock(self._root, fcntl.LOCK_SH))  # before another deletes it
             self._root.mkdir(exist_ok=True)
             with tempfile.TemporaryFile(dir=self._root):
                 pass
@@ -144,12 +151,16 @@ class BlockCache:
             total -= length
 
     def _remove_other_layouts(self) -> None:
-        """Delete the blocks of a cache of another limit in the same folder: they would never be deleted.
+        """Delete the blocks of caches of another limit that no process uses: they would never be deleted.
 
         Files that are no blocks are kept: the folder may be one that has other content.
         """
         for other in self.folder.glob("blocks-*"):
             if other == self._root or not _OWN_FOLDER.fullmatch(other.name):
+                continue
+            try:
+                lock = _lock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:  # a process uses it
                 continue
             for folder, _, files in os.walk(other, topdown=False):
                 for name in filter(_OWN_FILE.fullmatch, files):
@@ -157,3 +168,18 @@ class BlockCache:
                         os.unlink(os.path.join(folder, name))
                 with suppress(OSError):
                     os.rmdir(folder)
+            os.close(lock)
+
+
+def _lock(blocks: Path, operation: int) -> int:
+    """Lock the file beside the folder of a cache's blocks. Returns its descriptor; closing it releases it.
+
+    Raises OSError where another process has locked it, or it cannot be locked.
+    """
+    descriptor = os.open(blocks.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, operation)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor

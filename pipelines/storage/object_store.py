@@ -6,11 +6,12 @@ Credentials and the endpoint come from the environment and the configuration fil
 else: a URL with credentials is refused.
 """
 
+import asyncio
 import logging
 import random
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -67,39 +68,69 @@ def check_url(url: str) -> str:
     return url
 
 
-def read_ranges(url: str, ranges: Sequence[tuple[int, int]], *, patience: float = PATIENCE) -> list[bytes]:
+class ObjectReplaced(VideoError):
+    """An object is not the one that was asked for: another one was stored under its URL."""
+
+
+def read_ranges(
+    url: str, ranges: Sequence[tuple[int, int]], *, patience: float = PATIENCE, version: str = ""
+) -> list[bytes]:
     """The bytes of an object in each range, with one request each, all at the same time.
 
-    ranges: begin and end, with begin < end.
+    Args:
+        ranges: begin and end, with begin < end.
+        version: of the object, as from `object_version`; empty for any.
 
     Raises:
         VideoError: there is no such object, or it ends before the end of a range.
+        ObjectReplaced: the object has another version.
         StoreUnavailable: the store does not answer for `patience` seconds, or refuses the request.
     """
     if not ranges:
         return []
-    begins, ends = map(list, zip(*ranges, strict=True))
-
-    def request(store: Any) -> list[bytes]:
-        if len(ranges) == 1:
-            return [store.cat_file(url, start=begins[0], end=ends[0])]
-        # Some versions of fsspec ignore on_error="raise".
-        found = store.cat_ranges([url] * len(ranges), begins, ends, on_error="return")
-        for part in found:
-            if isinstance(part, BaseException):
-                raise part
-        return list(found)
-
-    parts = _attempt(url, request, patience)
-    for part, begin, end in zip(parts, begins, ends, strict=True):
+    parts = _attempt(url, lambda store: _get(store, url, ranges), patience)
+    for (part, found), (begin, end) in zip(parts, ranges, strict=True):
+        if version and found != version:
+            raise ObjectReplaced("was replaced in the store while it was read")
         if len(part) != end - begin:
             raise VideoError(f"shard ends after {begin + len(part)} of {end} bytes")
-    return parts
+    return [part for part, _ in parts]
+
+
+def _get(store: Any, url: str, ranges: Sequence[tuple[int, int]]) -> list[tuple[bytes, str]]:
+    """The bytes of each range, with the version of the object that they are from."""
+    from fsspec.asyn import sync
+
+    bucket, key, _ = store.split_path(url)
+
+    async def get(begin: int, end: int) -> tuple[bytes, str]:
+        # Not cat_file, whose result is without the object's ETag.
+        answer = await store._call_s3("get_object", Bucket=bucket, Key=key, Range=f"bytes={begin}-{end - 1}")
+        async with answer["Body"] as body:
+            return await body.read(), _version(answer)
+
+    async def get_all() -> list[tuple[bytes, str]]:
+        return await asyncio.gather(*(get(begin, end) for begin, end in ranges))
+
+    found: list[tuple[bytes, str]] = sync(store.loop, get_all)
+    return found
 
 
 def object_size(url: str, *, patience: float = PATIENCE) -> int:
-    """Bytes of an object; raises as `read_object` does."""
+    """Bytes of an object; raises as `read_ranges` does."""
     return int(_attempt(url, lambda store: store.info(url, refresh=True)["size"], patience))
+
+
+def object_version(url: str, *, patience: float = PATIENCE) -> str:
+    """What changes when an object is replaced: its ETag, or else the time at which it was stored.
+
+    Raises as `read_ranges` does.
+    """
+    return _attempt(url, lambda store: _version(store.info(url, refresh=True)), patience)
+
+
+def _version(answer: Mapping[str, Any]) -> str:
+    return str(answer.get("ETag") or answer.get("LastModified") or "")
 
 
 def upload(file: Path, url: str, *, patience: float = PATIENCE) -> None:
@@ -143,7 +174,10 @@ def _attempt(url: str, request: Callable[[Any], Result], patience: float) -> Res
                 ) from error
             # Ranks and workers fail together; they should not all come back at the same time.
             pause = min(wait * random.uniform(0.5, 1.0), deadline - now)
-            logger.warning("%s: %s; next attempt in %.1f s", printable(url), reason, pause)
+            logger.warning(
+                "%s: %s; next attempt in %.1f s, the last one in %.0f s",
+                printable(url), reason, pause, deadline - now,
+            )  # fmt: skip
             time.sleep(pause)
             wait = min(2 * wait, _LONGEST_WAIT)
 

@@ -1,6 +1,7 @@
 """The cache of blocks: its limit, several processes, killed writers and damaged files."""
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -28,7 +29,7 @@ for number in range(10**9 if seed < 0 else 60):
 
 
 def _files(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_file()]
+    return [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
 
 
 def _bytes(folder: Path) -> int:
@@ -80,6 +81,22 @@ def test_another_limit_starts_again(tmp_path: Path) -> None:
         other.write_text("kept")
     BlockCache(tmp_path, 2**32).put("b", b"content")
     assert len(_files(tmp_path)) == 1 + len(others) and all(other.exists() for other in others)
+
+
+def test_two_runs_with_other_limits_keep_their_blocks(tmp_path: Path) -> None:
+    """Until no process uses a cache: the worker processes of a run have copies of it."""
+    small = BlockCache(tmp_path, MINIMUM)
+    small.put("a", b"content")
+    large = BlockCache(tmp_path, 2**30)
+    large.put("a", b"content")
+    copy = pickle.loads(pickle.dumps(small))
+    del small
+    again = BlockCache(tmp_path, 2**32)
+    assert copy.get("a") == large.get("a") == b"content" and again.get("a") is None
+    del copy
+    BlockCache(tmp_path, 2**32)
+    assert large.get("a") == b"content" and len(_files(tmp_path)) == 1
+    assert BlockCache(tmp_path, MINIMUM).get("a") is None
 
 
 def test_several_processes_and_killed_ones(tmp_path: Path) -> None:

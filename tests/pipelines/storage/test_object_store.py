@@ -1,6 +1,7 @@
 """Objects of a real S3 server: ranges, missing objects, a server that is away, credentials."""
 
 import pickle
+import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ import pytest
 
 from pipelines.decode.pyav import decode_frames
 from pipelines.errors import DataError, VideoError
-from pipelines.storage import byte_range_file
+from pipelines.storage import byte_range_file, remote_range
 from pipelines.storage.block_cache import BLOCK
 from pipelines.storage.byte_range_file import ByteRangeFile
 from pipelines.storage.object_store import (
@@ -154,17 +155,56 @@ def test_reading_as_a_file_with_and_without_a_cache(server: S3Server, tmp_path: 
 
 
 def test_the_cache_answers_without_the_store(server: S3Server, tmp_path: Path) -> None:
-    video = RemoteRange(URL, 10, len(CONTENT) - 10, StorageOptions(tmp_path / "cache", 2**30, patience=0))
+    options = StorageOptions(tmp_path / "cache", 2**30, patience=0)
+    video = RemoteRange(URL, 10, len(CONTENT) - 10, options, "its checksum")
     assert video.read_ranges([(3, 9), (2 * BLOCK, 3 * BLOCK)])
     server.stop()
     try:
-        again = RemoteRange(URL, 10, len(CONTENT) - 10, video.options)
+        again = RemoteRange(URL, 10, len(CONTENT) - 10, options, "its checksum")
         assert again.read_ranges([(3, 9), (2 * BLOCK, 3 * BLOCK)]) == [
             CONTENT[13:19],
             CONTENT[10 + 2 * BLOCK : 10 + 3 * BLOCK],
         ]
         with pytest.raises(StoreUnavailable):
             again.read_ranges([(4 * BLOCK, 4 * BLOCK + 1)])
+    finally:
+        server.start()
+        _upload(tmp_path)
+
+
+def test_an_object_that_is_replaced_by_one_of_the_same_size(server: S3Server, tmp_path: Path) -> None:
+    """Neither its old blocks in the cache are read, nor blocks of both mixed."""
+    store, url = server.store(), "s3://videos/replaced.tar"
+    old, new = CONTENT, bytes(reversed(CONTENT))
+    options = StorageOptions(tmp_path / "cache", 2**30)
+    store.pipe_file(url, old)
+    video = RemoteRange(url, 0, len(old), options)
+    assert video.read_ranges([(0, 9)]) == [old[:9]]
+    store.pipe_file(url, new)
+    # In this process the version is known from before: it is asked for again over the first new block.
+    assert video.read_ranges([(5, 3 * BLOCK)]) == [new[5 : 3 * BLOCK]]
+    remote_range._version_of.cache_clear()  # another process
+    store.pipe_file(url, old)
+    assert video.read_ranges([(0, 9), (2 * BLOCK, 2 * BLOCK + 9)]) == [
+        old[:9],
+        old[2 * BLOCK : 2 * BLOCK + 9],
+    ]
+
+
+def test_a_warning_says_when_the_last_attempt_is(
+    server: S3Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.stop()
+    try:
+        for request in (
+            lambda: read_ranges(URL, [(0, 9)], patience=0.2),
+            lambda: object_size(URL, patience=0.2),
+            lambda: upload(Path(__file__), URL, patience=0.2),
+        ):
+            caplog.clear()
+            with pytest.raises(StoreUnavailable):
+                request()
+            assert re.search(r"next attempt in 0\.\d s, the last one in \d s", caplog.messages[0])
     finally:
         server.start()
         _upload(tmp_path)
