@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from pipelines.dataset.manifest import SourceKind
+from pipelines.dataset.prepare.annotations import MISSING, as_listing
 from pipelines.dataset.prepare.findings import Findings
+from pipelines.dataset.prepare.listing import Listing
 from pipelines.dataset.prepare.video_extensions import is_system_folder
 from pipelines.dataset.prepare.video_index import REPEATED, UNREADABLE
 from pipelines.errors import DataError
 from pipelines.formatting import printable
+
+FRAME_RATE = 12.0
+"""Frames per second of the videos of Something-Something, of which frames are published or extracted."""
+
+_MOST_FRAME_RATE = 1000.0
 
 NOT_ANNOTATED = "folders of frames that no row of the annotations names"
 
@@ -65,3 +73,46 @@ class FrameFolderIndex:
                 for entry in reversed(below)
                 if entry.name not in names and not is_system_folder(entry.name)
             ]
+
+
+def check_frame_rate(fps: float) -> None:
+    """Raises DataError for a rate that frames cannot have."""
+    if not 0 < fps <= _MOST_FRAME_RATE:
+        raise DataError(f"--fps {fps:g}: expected a number above 0, and at most {_MOST_FRAME_RATE:g}")
+
+
+def list_frame_folders(
+    annotations: Path,
+    classes: Mapping[str, str],
+    names: Sequence[str],
+    frames: Sequence[Path],
+    findings: Findings,
+    *,
+    fps: float,
+) -> Listing:
+    """The annotated videos that have a folder of frames.
+
+    Args:
+        annotations: their file, for messages.
+        classes: the class of each video by its name, which is that of its folder.
+        names: of the classes, by label.
+        frames: folders to search, at any depth.
+        fps: frames per second at which the frames were taken.
+
+    Raises DataError if no video has a folder.
+    """
+    index = FrameFolderIndex(frames, classes.keys(), findings)
+    found: list[tuple[Path, str]] = []
+    for video, label in classes.items():
+        path = index.find(video)
+        if path is None:
+            findings.add(MISSING, printable(video))
+        else:
+            found.append((path, label))
+    if not found:
+        raise DataError(
+            f"{printable(annotations)}: none of its {len(classes)} videos has a folder of frames below "
+            f"{', '.join(map(printable, frames))}; the first would be called {printable(next(iter(classes)))}"
+        )
+    findings.note(f"{len(found):,} of {len(classes):,} videos of the annotations have a folder of frames.")
+    return as_listing(found, names, findings, source=SourceKind.FRAMES, fps=fps)

@@ -15,6 +15,7 @@ from pipelines.dataset.prepare.build import build_manifest
 from pipelines.dataset.prepare.class_names import read_class_names
 from pipelines.dataset.prepare.duplicates import compare_with_other_manifests
 from pipelines.dataset.prepare.folder import read_folder
+from pipelines.dataset.prepare.frame_folders import FRAME_RATE
 from pipelines.dataset.prepare.hacs import list_hacs
 from pipelines.dataset.prepare.kinetics import VERSIONS, list_kinetics
 from pipelines.dataset.prepare.kinetics710_union import list_kinetics710
@@ -24,13 +25,17 @@ from pipelines.dataset.prepare.parts import begin_part, end_part, parse_part, re
 from pipelines.dataset.prepare.probe_listing import parts_folder, probe_part
 from pipelines.dataset.prepare.probe_log import WHOLE
 from pipelines.dataset.prepare.something_something import list_something
-from pipelines.dataset.prepare.something_something_v1 import FRAME_RATE, list_something_v1
+from pipelines.dataset.prepare.something_something_v1 import list_something_v1
 from pipelines.dataset.prepare.table import read_table
 from pipelines.dataset.prepare.transcode import TranscodeOptions, transcode_manifest
 from pipelines.dataset.prepare.untrimmed import Unit
 from pipelines.errors import DataError
 from pipelines.formatting import format_count, printable
 from pipelines.worker_pool import ProgressOf
+
+_VIDEOS = "folder of the videos, searched at any depth; repeatable"
+_FRAMES = "folder of the folders of frames, searched at any depth; repeatable"
+_FPS = "frames per second of the frames (%(default)s)"
 
 
 def add_listing_jobs(jobs: Any, parents: Sequence[argparse.ArgumentParser], progress_of: ProgressOf) -> None:
@@ -54,8 +59,7 @@ def add_listing_jobs(jobs: Any, parents: Sequence[argparse.ArgumentParser], prog
         if annotations:
             parser.add_argument("annotations", type=Path, help=annotations)
         if videos:
-            about = "folder of the videos, searched at any depth; repeatable"
-            parser.add_argument("--videos", type=Path, action="append", required=True, help=about)
+            parser.add_argument("--videos", type=Path, action="append", required=True, help=_VIDEOS)
         if classes:
             about = "text file: a class name per line, by label"
             parser.add_argument("--classes", type=read_class_names, help=about)
@@ -123,10 +127,17 @@ def add_listing_jobs(jobs: Any, parents: Sequence[argparse.ArgumentParser], prog
     something = add(
         "ssv2",
         "Something-Something V2, as published",
-        lambda args: list_something(args.annotations, args.videos, args.labels),
+        lambda args: list_something(
+            args.annotations, args.videos, args.labels, frames=args.frames, fps=args.fps
+        ),
         annotations="something-something-v2-train.json or -validation.json",
-        videos=True,
     )
+    either = something.add_mutually_exclusive_group(required=True)
+    either.add_argument("--videos", type=Path, action="append", default=[], help=_VIDEOS)
+    either.add_argument(
+        "--frames", type=Path, action="append", default=[], help=f"instead of files: {_FRAMES}"
+    )
+    something.add_argument("--fps", type=float, default=FRAME_RATE, help=_FPS)
     something.add_argument("--labels", type=Path, required=True, help="something-something-v2-labels.json")
 
     first = add(
@@ -135,11 +146,9 @@ def add_listing_jobs(jobs: Any, parents: Sequence[argparse.ArgumentParser], prog
         lambda args: list_something_v1(args.annotations, args.frames, args.labels, fps=args.fps),
         annotations="something-something-v1-train.csv or -validation.csv",
     )
-    about = "folder of the folders of frames, searched at any depth; repeatable"
-    first.add_argument("--frames", type=Path, action="append", required=True, help=about)
+    first.add_argument("--frames", type=Path, action="append", required=True, help=_FRAMES)
     first.add_argument("--labels", type=Path, required=True, help="something-something-v1-labels.csv")
-    about = "frames per second of the frames (%(default)s)"
-    first.add_argument("--fps", type=float, default=FRAME_RATE, help=about)
+    first.add_argument("--fps", type=float, default=FRAME_RATE, help=_FPS)
 
     for name, help, list_format, file in (
         ("activitynet", "ActivityNet 1.3", list_activitynet, "activity_net.v1-3.min.json"),

@@ -9,6 +9,7 @@ from typing import Any
 from pipelines.dataset.prepare.annotations import MISSING, as_listing, merge_rows
 from pipelines.dataset.prepare.class_names import class_name
 from pipelines.dataset.prepare.findings import Findings
+from pipelines.dataset.prepare.frame_folders import FRAME_RATE, check_frame_rate, list_frame_folders
 from pipelines.dataset.prepare.listing import Listing
 from pipelines.dataset.prepare.text_lines import read_json
 from pipelines.dataset.prepare.video_index import VideoFileIndex
@@ -38,19 +39,30 @@ def read_labels(path: Path) -> tuple[str, ...]:
     return tuple(by_number[number] for number in range(len(by_number)))
 
 
-def list_something(annotations: Path, videos: Sequence[Path], labels: Path) -> Listing:
+def list_something(
+    annotations: Path,
+    videos: Sequence[Path],
+    labels: Path,
+    *,
+    frames: Sequence[Path] = (),
+    fps: float = FRAME_RATE,
+) -> Listing:
     """The videos of `something-something-v2-train.json` or `-validation.json` that have a local file
-    `ID.webm`.
+    `ID.webm`, or a folder of JPEG frames `ID`.
 
     A video's class is its template without the brackets: `Holding [something]` is `Holding something`.
 
     Args:
+        videos: folders to search for files; empty if `frames` is given.
         labels: `something-something-v2-labels.json`, which numbers the classes.
+        frames: folders to search, at any depth, for the folders of frames.
+        fps: frames per second at which the frames were taken.
 
     Raises:
-        DataError: a file or an entry is wrong, the split has no templates, a class is unknown, or no video
-            has a file.
+        DataError: a file or an entry is wrong, the split has no templates, a class is unknown, no video has a
+            file or folder, or `fps` is out of range.
     """
+    check_frame_rate(fps)
     findings = Findings()
     names = read_labels(labels)
     document = read_json(annotations)
@@ -71,6 +83,8 @@ def list_something(annotations: Path, videos: Sequence[Path], labels: Path) -> L
             yield video, label, f"entry {number}"
 
     classes = merge_rows(rows(), findings)
+    if frames:
+        return list_frame_folders(annotations, classes, names, frames, findings, fps=fps)
     index = VideoFileIndex(videos, findings)
     found: list[tuple[Path, str]] = []
     for video, label in classes.items():

@@ -5,20 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pipelines.dataset.manifest import SourceKind
-from pipelines.dataset.prepare.annotations import MISSING, as_listing, merge_rows
+from pipelines.dataset.prepare.annotations import merge_rows
 from pipelines.dataset.prepare.class_names import class_name
 from pipelines.dataset.prepare.findings import Findings
-from pipelines.dataset.prepare.frame_folders import FrameFolderIndex
+from pipelines.dataset.prepare.frame_folders import FRAME_RATE, check_frame_rate, list_frame_folders
 from pipelines.dataset.prepare.listing import Listing
 from pipelines.dataset.prepare.text_lines import open_lines
 from pipelines.errors import DataError
 from pipelines.formatting import printable
-
-FRAME_RATE = 12.0
-"""Frames per second at which the published frames were taken."""
-
-_MOST_FRAME_RATE = 1000.0
 
 
 def read_labels(path: Path) -> tuple[str, ...]:
@@ -58,8 +52,7 @@ def list_something_v1(
         DataError: a file or a line is wrong, the split has no labels, a class is unknown, no video has a
             folder, or `fps` is out of range.
     """
-    if not 0 < fps <= _MOST_FRAME_RATE:
-        raise DataError(f"--fps {fps:g}: expected a number above 0, and at most {_MOST_FRAME_RATE:g}")
+    check_frame_rate(fps)
     findings = Findings()
     names = read_labels(labels)
     known = set(names)
@@ -81,21 +74,7 @@ def list_something_v1(
     classes = merge_rows(rows(), findings)
     if not classes:
         raise DataError(f"{printable(annotations)}: no video in it")
-    index = FrameFolderIndex(frames, classes.keys(), findings)
-    found: list[tuple[Path, str]] = []
-    for video, label in classes.items():
-        path = index.find(video)
-        if path is None:
-            findings.add(MISSING, printable(video))
-        else:
-            found.append((path, label))
-    if not found:
-        raise DataError(
-            f"{printable(annotations)}: none of its {len(classes)} videos has a folder of frames below "
-            f"{', '.join(map(printable, frames))}; the first would be called {printable(next(iter(classes)))}"
-        )
-    findings.note(f"{len(found):,} of {len(classes):,} videos of the annotations have a folder of frames.")
-    return as_listing(found, names, findings, source=SourceKind.FRAMES, fps=fps)
+    return list_frame_folders(annotations, classes, names, frames, findings, fps=fps)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:

@@ -13,7 +13,16 @@ from pipelines.dataset.prepare.findings import Findings
 from pipelines.dataset.source import open_source
 from pipelines.decode.pyav import decode_frames
 from pipelines.errors import DataError
-from tests.pipelines.published import DATA, FORMATS, HEIGHT, RATE, SECONDS, WIDTH, make_local_files
+from tests.pipelines.published import (
+    DATA,
+    FORMATS,
+    HEIGHT,
+    RATE,
+    SECONDS,
+    WIDTH,
+    Published,
+    make_local_files,
+)
 
 FRAMES = SECONDS * RATE
 
@@ -151,6 +160,28 @@ def test_something_something_v1_has_a_row_per_folder(local: dict[str, Path], tmp
     for rate in ("0", "-5", "nan", "inf"):
         with pytest.raises(DataError, match="--fps"):
             make("ssv1", local, "--fps", rate)
+
+
+def test_something_something_v2_extracted_to_frames(tmp_path: Path) -> None:
+    """The same rows as of the video files."""
+    numbers = (78687, 42326, 100904, 7, 64760)
+    files = FORMATS["ssv2"]
+    folders = Published(files.job.replace("--videos", "--frames"), folders=tuple(f"a/{n}" for n in numbers))
+    found = {}
+    for name, format in (("files", files), ("frames", folders)):
+        local = make_local_files(format, tmp_path / name / "local")
+        out = tmp_path / name / "train.arrow"
+        assert prepare.run([*format.arguments(local), "--out", str(out), "--workers", "1"]) == 0
+        manifest = Manifest.open(out)
+        kinds = (annotations.REPEATED, annotations.CONTRADICTORY, annotations.MISSING)
+        listed = [lines_with(manifest, kind) for kind in kinds]
+        rows = rows_of(manifest, local).items()
+        found[name] = {Path(path).stem: label for path, (label, _, _) in rows}, manifest.class_names, listed
+    assert found["files"] == found["frames"] and len(found["frames"][0]) == 4
+    row = manifest.row(0)
+    assert (row.source, row.codec, row.fps, row.frames) == (SourceKind.FRAMES, "jpeg", 12.0, 2 * RATE)
+    with pytest.raises(DataError, match="--fps"):
+        prepare.run([*folders.arguments(local), "--out", str(out), "--fps", "0"])
 
 
 @pytest.mark.parametrize("name", ["ssv1", "activitynet", "hacs_clips"])
