@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pipelines.augment.rand_augment import parse_policy
 from pipelines.benchmark.libraries import require_library
-from pipelines.benchmark.torchvision_augment import crop_and_normalise, rand_augment_clip
+from pipelines.benchmark.torchvision_augment import crop_and_normalise, crop_to_uint8, rand_augment_clip
 from pipelines.benchmark.workload import Workload
 from pipelines.dataset.manifest import Manifest, ManifestRow
 from pipelines.sampling.sampler import TrainSampler
@@ -85,22 +85,26 @@ class VideoReader:
     """The package to install."""
     module: str
     """The module to import."""
+    hands_over_uint8: bool = False
+    """Whether clips are left to be normalised on the device."""
 
 
 VIDEO_READERS = {
     "decord": VideoReader(read_decord, "decord2", "decord"),
     "PyAV": VideoReader(read_pyav, "av", "av"),
     "torchcodec": VideoReader(read_torchcodec, "torchcodec", "torchcodec.decoders"),
+    "torchcodec, uint8": VideoReader(read_torchcodec, "torchcodec", "torchcodec.decoders", True),
 }
 
 
 class ClipDataset(Dataset[tuple[torch.Tensor, int]]):
-    """Training clips by row of the manifest: (3, T, size, size), float32, and the label."""
+    """Training clips by row of the manifest: (3, T, size, size), float32 or uint8, and the label."""
 
-    def __init__(self, workload: Workload, read: ReadFrames) -> None:
+    def __init__(self, workload: Workload, reader: VideoReader) -> None:
         self._workload = workload
         self._manifest = Manifest.open(workload.manifest)
-        self._read = read
+        self._read = reader.read
+        self._crop = crop_to_uint8 if reader.hands_over_uint8 else crop_and_normalise
         self._policy = parse_policy(workload.rand_augment) if workload.rand_augment else None
 
     def __len__(self) -> int:
@@ -113,7 +117,7 @@ class ClipDataset(Dataset[tuple[torch.Tensor, int]]):
         clip = self._read(self._source(row), indices.tolist())
         if self._policy:
             clip = rand_augment_clip(clip, self._policy, rng)
-        return crop_and_normalise(clip, self._workload.size, rng), row.label
+        return self._crop(clip, self._workload.size, rng), row.label
 
     def _source(self, row: ManifestRow) -> Source:
         path: Path = self._manifest.absolute_path(row)
@@ -142,6 +146,6 @@ def open_dataloader(name: str, workload: Workload, workers: int) -> Any:
     """
     reader = VIDEO_READERS[name]
     require_library(reader.module, reader.distribution)
-    clips = ClipDataset(workload, reader.read)
+    clips = ClipDataset(workload, reader)
     batches = TrainBatches(TrainSampler(len(clips), workload.batch, workload.seed))
     return DataLoader(clips, batch_sampler=batches, num_workers=workers, persistent_workers=True)

@@ -39,6 +39,18 @@ def rand_augment_clip(clip: torch.Tensor, policy: Policy, rng: np.random.Generat
 
 def crop_and_normalise(clip: torch.Tensor, size: int, rng: np.random.Generator) -> torch.Tensor:
     """Random resized crop, flip and normalisation: T 3 H W, uint8 → 3 T size size, float32."""
+    cropped = _crop(clip, size, rng).transpose(0, 1)
+    pixels = torch.empty(cropped.shape, dtype=torch.float32).copy_(cropped)
+    return pixels.sub_(255 * MEAN).mul_(1 / (255 * STD))
+
+
+def crop_to_uint8(clip: torch.Tensor, size: int, rng: np.random.Generator) -> torch.Tensor:
+    """The same without the normalisation: T 3 H W, uint8 → 3 T size size, uint8."""
+    return _crop(clip, size, rng).transpose(0, 1).contiguous()
+
+
+def _crop(clip: torch.Tensor, size: int, rng: np.random.Generator) -> torch.Tensor:
+    """T 3 H W → T 3 size size, uint8."""
     top, left, bottom, right = inception_crop(rng, clip.shape[-2], clip.shape[-1], CROP_SCALE, CROP_RATIO)
     # Resizing uint8 in channels-last is three times as fast as in channels-first.
     packed = clip.contiguous(memory_format=torch.channels_last)
@@ -47,9 +59,7 @@ def crop_and_normalise(clip: torch.Tensor, size: int, rng: np.random.Generator) 
     )
     if rng.random() < FLIP:
         cropped = F.horizontal_flip(cropped)
-    frames_second = cropped.transpose(0, 1)  # 3 T size size
-    pixels = torch.empty(frames_second.shape, dtype=torch.float32).copy_(frames_second)
-    return pixels.sub_(255 * MEAN).mul_(1 / (255 * STD))
+    return cropped
 
 
 def _warp(

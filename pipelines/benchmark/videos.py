@@ -32,7 +32,41 @@ RATES = (Fraction(25), Fraction(30000, 1001))  # frames per second
 SMALLEST_WINDOW = 0.6  # of the largest window of this aspect ratio in the source
 FASTEST = 2.0  # source frames per frame
 SOURCE_HEIGHT = 480  # pixels; larger sources are scaled down first
-FORMAT = VideoFormat(".mp4", "mp4", "libx264", "h264", "yuv420p", options=MappingProxyType({}))
+
+
+@dataclass(frozen=True)
+class Footage:
+    """A kind of videos."""
+
+    name: str
+    """In tables."""
+    format: VideoFormat
+    """Container, encoder and settings."""
+    keyframe_intervals: tuple[int, ...]
+    """Frames from one keyframe to the next, where none are asked for."""
+
+
+def _format(extension: str, encoder: str, codec: str, **options: str) -> VideoFormat:
+    container = {".mp4": "mp4", ".webm": "webm", ".avi": "avi"}[extension]
+    return VideoFormat(extension, container, encoder, codec, "yuv420p", MappingProxyType(options))
+
+
+FOOTAGES = {
+    "h264": Footage("H.264", _format(".mp4", "libx264", "h264"), (250, 12)),
+    "h264-no-b": Footage("H.264 without B-frames", _format(".mp4", "libx264", "h264", bf="0"), (30,)),
+    "vp9": Footage(
+        "VP9",
+        _format(".webm", "libvpx-vp9", "vp9", crf="31", b="0", deadline="good", **{"cpu-used": "5"}),
+        (128,),
+    ),
+    "mpeg4": Footage(
+        "MPEG-4 Part 2",
+        _format(".avi", "mpeg4", "mpeg4", flags="+qscale", global_quality=str(4 * 118)),
+        (250,),
+    ),
+}
+"""Kinds of videos by the name of `--footage`. x264 has its default settings; VP9 is in the manner of web
+videos; MPEG-4 is what Xvid and DivX write, in AVI."""
 
 
 @dataclass(frozen=True)
@@ -47,34 +81,39 @@ class SourceClip:
     """Its duration."""
     keyframe_interval: int
     """Frames from one keyframe to the next."""
+    footage: Footage
 
     @property
     def path(self) -> Path:
-        return self.folder / f"{self.number:03d}{FORMAT.extension}"
+        return self.folder / f"{self.number:03d}{self.footage.format.extension}"
 
 
 def make_videos(
     root: Path,
     keyframe_interval: int,
     *,
+    footage: str = "h264",
     clips: int = CLIPS,
     seconds: float = SECONDS,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """The manifest of `clips` videos under `root`. The first call writes them; later calls find them.
 
-    The frames of a video do not depend on the keyframe interval.
+    footage: a key of `FOOTAGES`. The frames of a video do not depend on it or on the keyframe interval.
 
     Raises:
         DataError: the package with the source videos is not installed.
     """
-    name = f"gop{keyframe_interval}-{clips}x{seconds:g}s"
+    kind = "" if footage == "h264" else f"{footage}-"
+    name = f"{kind}gop{keyframe_interval}-{clips}x{seconds:g}s"
     manifest = root / f"{name}.arrow"
     if manifest.exists():
         return manifest
     folder = root / name
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = [SourceClip(number, folder, seconds, keyframe_interval) for number in range(clips)]
+    wanted = [
+        SourceClip(number, folder, seconds, keyframe_interval, FOOTAGES[footage]) for number in range(clips)
+    ]
     write = partial(_write_clip, source_folder())
     # All videos before the manifest: later calls take its existence as proof that they are complete.
     made = list(ordered_map(write, wanted, total=clips, workers=usable_cores(), progress=progress, chunk=1))
@@ -103,7 +142,7 @@ def _write_clip(sources: Path, clip: SourceClip) -> Path:
     source = _frames(sources / SOURCES[clip.number % len(SOURCES)])
     fps = RATES[clip.number // len(SOURCES) % len(RATES)]
     frames = moving_window(source, round(clip.seconds * fps), np.random.default_rng(clip.number))
-    encode_video(clip.path, frames, FORMAT, fps, clip.keyframe_interval)
+    encode_video(clip.path, frames, clip.footage.format, fps, clip.keyframe_interval)
     return clip.path
 
 

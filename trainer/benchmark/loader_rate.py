@@ -9,21 +9,33 @@ from rich.console import Console
 from pipelines.benchmark.measure import LoaderMeasurement, choose_cores, estimate_seconds, measure_all
 from pipelines.benchmark.report import draw_rates, format_table, interference_warning, summarise, write_report
 from pipelines.benchmark.task import THIS_LOADER
-from pipelines.benchmark.videos import make_videos
+from pipelines.benchmark.videos import FOOTAGES, make_videos
 from pipelines.benchmark.workload import check_policies, combine_workloads
 from trainer.benchmark.arguments import add_common
+from trainer.errors import RunError
 from trainer.monitoring.progress import show_progress
 
 HELP = "from video files to batches of clips, on the CPU"
-LOADERS = (THIS_LOADER, "torchcodec", "PyAV", "decord")
+LOADERS = (THIS_LOADER, "torchcodec", "torchcodec, uint8", "PyAV", "decord")
 
 
 def add_arguments(job: argparse.ArgumentParser) -> None:
     job.add_argument("--frames", type=int, action="append", help="of a clip; repeatable (8, 16)")
     videos = job.add_mutually_exclusive_group()
-    videos.add_argument("--gop", type=int, action="append", help="keyframe interval; repeatable (250, 12)")
+    videos.add_argument(
+        "--gop", type=int, action="append", help="keyframe interval; repeatable (250, 12; see --footage)"
+    )
     videos.add_argument(
         "--videos", type=Path, metavar="MANIFEST", help="your own videos instead of the generated ones"
+    )
+    kinds = ", ".join(
+        f"{name}: {' and '.join(map(str, kind.keyframe_intervals))}" for name, kind in FOOTAGES.items()
+    )
+    job.add_argument(
+        "--footage",
+        action="append",
+        choices=tuple(FOOTAGES),
+        help=f"of the generated videos; repeatable (h264). Keyframe intervals without --gop: {kinds}",
     )
     policy = "or none; repeatable (rand-m7-n4-mstd0.5-inc1)"
     job.add_argument("--rand-augment", action="append", metavar="POLICY", help=policy)
@@ -38,6 +50,8 @@ def run(args: argparse.Namespace) -> int:
     cores = choose_cores(args.cores)
     policies = args.rand_augment or ["rand-m7-n4-mstd0.5-inc1"]
     check_policies(policies)
+    if args.videos and args.footage:
+        raise RunError("--footage is of generated videos; leave it out with --videos")
     manifests = {args.videos.stem: args.videos} if args.videos else _generate_videos(args)
     workloads = combine_workloads(manifests, args.frames or [8, 16], policies)
     planned = len(LOADERS) * len(workloads) * args.repeats
@@ -63,7 +77,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _generate_videos(args: argparse.Namespace) -> dict[str, Path]:
     manifests = {}
-    for gop in args.gop or (250, 12):
-        with show_progress(f"writing videos with a keyframe every {gop} frames") as progress:
-            manifests[f"GOP {gop}"] = make_videos(args.out / "videos", gop, progress=progress)
+    for name in dict.fromkeys(args.footage or ("h264",)):
+        footage = FOOTAGES[name]
+        for gop in args.gop or footage.keyframe_intervals:
+            title = f"{footage.name}, a keyframe every {gop} frames"
+            with show_progress(f"writing videos: {title}") as progress:
+                videos = make_videos(args.out / "videos", gop, footage=name, progress=progress)
+            manifests[f"GOP {gop}" if name == "h264" else f"{footage.name}, GOP {gop}"] = videos
     return manifests

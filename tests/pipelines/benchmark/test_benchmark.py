@@ -12,6 +12,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from av.video.frame import PictureType
 from matplotlib.container import BarContainer
 from PIL import Image, ImageEnhance, ImageOps
 
@@ -31,12 +32,13 @@ from pipelines.benchmark.report import (
 )
 from pipelines.benchmark.task import THIS_LOADER, BenchmarkTask, TaskResult
 from pipelines.benchmark.torch_dataloaders import VIDEO_READERS, TrainBatches
-from pipelines.benchmark.videos import HEIGHT, WIDTH, make_videos, moving_window, source_folder
+from pipelines.benchmark.videos import FOOTAGES, HEIGHT, WIDTH, make_videos, moving_window, source_folder
 from pipelines.benchmark.workload import Workload, check_policies, combine_workloads
 from pipelines.dataset.manifest import Manifest
 from pipelines.decode.pyav import decode_frames
 from pipelines.errors import DataError
 from pipelines.sampling.sampler import TrainSampler
+from pipelines.synthetic.video_writer import encode_video
 from tests.conftest import MotionSet
 from tests.pipelines.started import spin
 
@@ -98,6 +100,32 @@ def test_baseline_readers_read_the_same_frames_as_this_project(motion_set: Motio
             assert (found.int() - expected.int()).abs().float().mean() < 2
         checked += 1
     assert checked > 3
+
+
+@pytest.mark.parametrize("kind", FOOTAGES)
+def test_each_footage_is_what_its_name_says_and_every_reader_finds_its_frames(
+    kind: str, tmp_path: Path
+) -> None:
+    footage = FOOTAGES[kind]
+    path = tmp_path / f"video{footage.format.extension}"
+    moving = np.stack([np.roll(image(), 3 * number, axis=1) for number in range(40)])
+    encode_video(path, moving, footage.format, 25, keyframe_interval=15)
+    with av.open(str(path)) as container:
+        frames = list(container.decode(video=0))
+        assert container.streams.video[0].codec_context.name == footage.format.codec
+    assert len(frames) == 40
+    kinds = "".join(PictureType(frame.pict_type).name for frame in frames)
+    assert ("B" in kinds) == (kind == "h264")
+    assert kinds[15] == kinds[30] == "I" or kind == "vp9"
+    wanted = [0, 14, 15, 22, 39]
+    expected = torch.from_numpy(decode_frames(path, np.array(wanted))).permute(0, 3, 1, 2)
+    for name in ("PyAV", "torchcodec"):
+        try:
+            require_library(VIDEO_READERS[name].module, VIDEO_READERS[name].distribution)
+        except LibraryUnavailable:
+            continue
+        found = VIDEO_READERS[name].read(str(path), wanted)
+        assert (found.int() - expected.int()).abs().float().mean() < 4, name
 
 
 def image() -> np.ndarray:
@@ -205,6 +233,14 @@ def test_the_baseline_crop_is_a_resized_window_in_the_layout_of_a_model() -> Non
     assert pixels.shape == (3, 3, 32, 32) and pixels.dtype == torch.float32 and pixels.is_contiguous()
     assert torch.equal(pixels[:, 0], pixels[:, 2])  # one window for all frames
     assert (pixels * 0.225 + 0.45).min() >= 0 and (pixels * 0.225 + 0.45).max() <= 1
+
+
+def test_the_crop_that_is_handed_over_in_uint8_is_the_same() -> None:
+    clip = torch.from_numpy(np.stack([image()] * 3)).permute(0, 3, 1, 2)
+    crops = (torchvision_augment.crop_and_normalise, torchvision_augment.crop_to_uint8)
+    pixels, levels = (crop(clip, 32, np.random.default_rng(1)) for crop in crops)
+    assert levels.dtype == torch.uint8 and levels.is_contiguous()
+    torch.testing.assert_close((levels / 255 - 0.45) / 0.225, pixels)
 
 
 def test_every_epoch_has_every_video_once() -> None:
