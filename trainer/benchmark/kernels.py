@@ -79,7 +79,7 @@ class Device:
         return max(kernel.flops / self.flops, kernel.bytes / self.bandwidth, self.least)
 
 
-class _Recorder(TorchDispatchMode):
+class KernelRecorder(TorchDispatchMode):
     """Records every operation as a `Kernel`."""
 
     def __init__(self) -> None:
@@ -183,7 +183,7 @@ def record_step(config: UniFormerV2Config, batch: int) -> StepKernels:
         clips = torch.empty(batch, 3, config.frames, side, side, dtype=torch.bfloat16)
         keys = torch.empty(batch, dtype=torch.int64)
         labels = torch.empty(batch, dtype=torch.int64)
-        with _Recorder() as recorder, patch.object(F, "scaled_dot_product_attention", _fused_attention):
+        with KernelRecorder() as recorder, patch.object(F, "scaled_dot_product_attention", _fused_attention):
             F.cross_entropy(model(clips, keys).float(), labels).backward()
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     added = Kernel(ELEMENTWISE, 0, {-1: 6 * trained}, {-2: 4 * trained})

@@ -71,7 +71,7 @@ def add_arguments(job: argparse.ArgumentParser) -> None:
     job.add_argument("--batch", type=int, help="clips of a step, for all forms (1 on a CPU)")
     job.add_argument("--compile", action="store_true", help="measure this model compiled, too (fp32 or bf16)")
     job.add_argument(
-        "--seconds", type=float, default=8.0, help="of forward passes and of steps, each time (%(default)g)"
+        "--seconds", type=float, default=4.0, help="of forward passes and of steps, each time (%(default)g)"
     )
     job.add_argument("--repeats", type=int, default=2, help="rounds (%(default)s)")
     job.add_argument("--threads", type=int, help="of a CPU (all cores)")

@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+import torch
 
 from models import build_config
 from models.cost import multiply_accumulates, trainable_parameter_count
@@ -16,6 +17,7 @@ from trainer.benchmark.kernels import (
     PRODUCTS,
     Device,
     Kernel,
+    KernelRecorder,
     fuse,
     record_step,
     totals_by_kind,
@@ -68,6 +70,16 @@ def test_the_update_reads_and_writes_master_weights_and_moments():
     (update,) = record_step(vit(), 1).update
     assert update.kind == OPTIMISER
     assert update.bytes == 30 * trainable_parameter_count(vit())
+
+
+def test_views_are_no_kernels_and_an_expanded_tensor_is_read_once():
+    with KernelRecorder() as recorder:
+        x, bias = torch.empty(4, 8, device="meta"), torch.empty(8, device="meta")
+        x.view(2, 2, 8).transpose(0, 1).add_(bias.expand(2, 2, 8))
+    (added,) = recorder.kernels
+    assert added.kind == ELEMENTWISE
+    assert sorted(added.read.values()) == [4 * 8, 4 * 32]
+    assert list(added.written.values()) == [4 * 32]
 
 
 def kernel(kind, read, written):
