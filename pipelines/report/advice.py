@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipelines.formatting import format_count, printable
+from pipelines.report.copies import Copies
 from pipelines.report.sample import Sample
 from pipelines.report.speed import Gain, Speed
 from pipelines.report.survey import Survey
@@ -28,7 +29,9 @@ class Advice:
     text: str
 
 
-def choose_advice(survey: Survey, sample: Sample, speed: Speed, gain: Gain | None) -> Iterator[Advice]:
+def choose_advice(
+    survey: Survey, sample: Sample, copies: Copies, speed: Speed, gain: Gain | None
+) -> Iterator[Advice]:
     """The recommendations, the most important first."""
     name = printable(survey.manifest.path)
     if survey.verification.is_wrong:
@@ -38,10 +41,9 @@ def choose_advice(survey: Survey, sample: Sample, speed: Speed, gain: Gain | Non
             f"`prepare verify {name}` lists them. Make the manifest again.",
         )
     if sample.defects:
-        share = len(sample.defects) / len(sample)
         yield Advice(
             True,
-            f"{share:.1%} of the opened videos cannot be used",
+            f"{len(sample.defects):,} of {len(sample):,} opened videos cannot be used",
             f"`prepare check {name} --deep` finds all. A run stops when more than data.bad_share of the "
             "clips are bad.",
         )
@@ -53,13 +55,20 @@ def choose_advice(survey: Survey, sample: Sample, speed: Speed, gain: Gain | Non
             f"{repeated} a video of another row",
             "Each is drawn as often as its rows. See the duplicates below.",
         )
+    if copies.number:
+        copied = f"{copies.number:,} videos are copies" if copies.number > 1 else "1 video is a copy"
+        yield Advice(
+            True,
+            f"{copied} of another under another name",
+            "Each is drawn as often as its copies. See the duplicates below.",
+        )
     yield from _on_transcoding(survey, sample, speed, gain)
     yield from _on_classes(survey)
     if sample.videos:
-        taken = sum(not video.nvdec_refusal for video in sample.videos) / len(sample.videos)
+        taken = sum(not video.nvdec_refusal for video in sample.videos)
         yield Advice(
             False,
-            f"NVDEC decodes {taken:.0%} of the opened videos",
+            f"NVDEC decodes {taken:,} of {len(sample.videos):,} opened videos",
             "On a GPU with data.decoder auto, they are decoded by NVDEC and the CPU cores together, the "
             "others by the cores."
             if taken
@@ -121,6 +130,6 @@ def _on_classes(survey: Survey) -> Iterator[Advice]:
         spread = float(np.std(filled) / np.mean(filled))
         yield Advice(
             False,
-            "The classes are balanced",
+            f"No class has {_UNEQUAL} times as many videos as another",
             f"Standard deviation: {spread:.0%} of the mean class size.",
         )

@@ -11,6 +11,7 @@ from pipelines.formatting import printable
 from pipelines.worker_pool import ProgressOf
 
 _OPENED = 300
+_COPIES = 10_000
 _TRANSCODED = 8
 _SECONDS = 5.0
 
@@ -29,8 +30,8 @@ def add_report_job(
         from pipelines.report.write_report import write_report  # imports DALI, which takes seconds
 
         write_report(
-            Manifest.open(args.manifest), args.out, opened=args.sample, transcoded=args.transcode,
-            seconds=args.seconds, workers=args.workers, progress_of=progress_of,
+            Manifest.open(args.manifest), args.out, opened=args.sample, copies=args.copies,
+            transcoded=args.transcode, seconds=args.seconds, workers=args.workers, progress_of=progress_of,
         )  # fmt: skip
         print(f"wrote {printable(args.out)}")
         return 0
@@ -42,6 +43,10 @@ def add_report_job(
     report.add_argument("manifest", type=Path)
     report.add_argument("--out", type=Path, required=True, help="page to write (report.html)")
     report.add_argument("--sample", type=integer(1), default=_OPENED, help="videos to open (%(default)s)")
+    report.add_argument(
+        "--copies", type=integer(0), default=_COPIES,
+        help="videos to compare with others in search of copies; 0: none (%(default)s)",
+    )  # fmt: skip
     report.add_argument(
         "--transcode", type=integer(0), default=_TRANSCODED,
         help="videos to transcode to measure the gain; 0: none (%(default)s)",

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from pipelines.dataset.prepare.class_names import printable_class
-from pipelines.formatting import format_size, printable
+from pipelines.formatting import format_list, format_size, printable
 from pipelines.report.advice import choose_advice
 from pipelines.report.charts import bar_chart, escaped, histogram, ranked_curve
+from pipelines.report.copies import Copies
 from pipelines.report.sample import Sample
 from pipelines.report.speed import FRAMES, SIZE, Gain, Speed
 from pipelines.report.survey import Survey
@@ -62,14 +63,14 @@ th { border: 0; color: var(--soft); font-weight: 500 }
 """
 
 
-def format_page(survey: Survey, sample: Sample, speed: Speed, gain: Gain | None) -> str:
+def format_page(survey: Survey, sample: Sample, copies: Copies, speed: Speed, gain: Gain | None) -> str:
     """The page as HTML."""
     manifest = survey.manifest
     title = printable(manifest.path.name)
     weights = ", with weights" if manifest.weighted else ""
     under = f"{printable(manifest.path)}{weights}; fingerprint {manifest.fingerprint[:12]}"
     cards = [
-        _card("What to do", _advice(survey, sample, speed, gain), wide=True),
+        _card("What to do", _advice(survey, sample, copies, speed, gain), wide=True),
         _card("Classes", _classes(survey), wide=len(survey.classes) <= _BARS and len(survey.classes) > 12),
         _card("Speed on this machine", _speed(speed, gain)),
         _card("Durations", _durations(survey)),
@@ -77,7 +78,7 @@ def format_page(survey: Survey, sample: Sample, speed: Speed, gain: Gain | None)
         _card("Frame sizes", _top({f"{w} x {h}": n for (w, h), n in survey.sizes.items()}, survey.rows)),
         _card("Codecs", _top(survey.codecs, survey.rows) + _nvdec(sample)),
         _card("Defects", _defects(survey, sample), wide=True),
-        _card("Duplicates", _duplicates(survey), wide=True),
+        _card("Duplicates", _duplicates(survey, copies), wide=True),
     ]
     body = (
         f'<h1>{escaped(title)}</h1>\n<p class="under">{escaped(under)}</p>\n'
@@ -111,10 +112,11 @@ def _figures(survey: Survey, sample: Sample, speed: Speed) -> str:
     return f'<div class="figures">{"".join(cards)}</div>'
 
 
-def _advice(survey: Survey, sample: Sample, speed: Speed, gain: Gain | None) -> str:
+def _advice(survey: Survey, sample: Sample, copies: Copies, speed: Speed, gain: Gain | None) -> str:
     items = []
+    chosen = choose_advice(survey, sample, copies, speed, gain)
     # What is to be done first; otherwise in the order of importance.
-    for advice in sorted(choose_advice(survey, sample, speed, gain), key=lambda each: not each.is_warning):
+    for advice in sorted(chosen, key=lambda each: not each.is_warning):
         text = re.sub(r"`([^`]*)`", r"<code>\1</code>", escaped(advice.text))
         mark = ' class="warn"' if advice.is_warning else ""
         items.append(f"<li{mark}><b>{escaped(advice.title)}</b><p>{text}</p></li>")
@@ -173,7 +175,11 @@ def _durations(survey: Survey) -> str:
     if not len(survey.seconds):
         return _note("No row has a frame rate.")
     low, middle, high = np.percentile(survey.seconds, (5, 50, 95))
-    text = f"Half are shorter than {middle:.3g} s; 5% shorter than {low:.3g} s, 5% longer than {high:.3g} s."
+    text = (
+        f"All have {middle:.3g} s."
+        if survey.seconds.min() == survey.seconds.max()
+        else f"Median {middle:.3g} s; 5th and 95th percentile {low:.3g} s and {high:.3g} s."
+    )
     if unknown := survey.rows - len(survey.seconds):
         text += f" {unknown:,} have no frame rate."
     return histogram(survey.seconds, lambda value: f"{value:.3g}", "seconds") + _note(text)
@@ -228,14 +234,36 @@ def _defects(survey: Survey, sample: Sample) -> str:
     return content + _note(checked if content else f"None found. {checked}")
 
 
-def _duplicates(survey: Survey) -> str:
-    verification = survey.verification
-    if not verification.repeated_rows:
-        return _note("No row repeats the video of another row.")
-    kinds = [kind for kind in verification.problems.kinds() if kind.startswith("path: a video")]
-    rows = [(kind.removeprefix("path: "), f"{verification.problems.counted(kind):,}") for kind in kinds]
-    return _table(("Rows with", "Rows"), rows) + _note(
-        "`prepare verify` lists them. Copies under other names are found when a manifest is made."
+def _duplicates(survey: Survey, copies: Copies) -> str:
+    manifest, verification = survey.manifest, survey.verification
+    content = ""
+    if verification.repeated_rows:
+        kinds = [kind for kind in verification.problems.kinds() if kind.startswith("path: a video")]
+        rows = [(kind.removeprefix("path: "), f"{verification.problems.counted(kind):,}") for kind in kinds]
+        content = _table(("Rows with", "Rows"), rows) + _note("`prepare verify` lists them.")
+    else:
+        content = _note("No row repeats the video of another row.")
+    shown = []
+    for group in copies.found[: 2 * _SIZES]:
+        classes = {manifest.row(index).label for index in group}
+        names = format_list([manifest.printable_path(index) for index in group[:_NAMED]], _NAMED, len(group))
+        labels = format_list([printable_class(manifest.class_names[c]) for c in sorted(classes)], _NAMED)
+        shown.append((names, labels, f"{len(group):,}"))
+    if shown:
+        rest = len(copies.found) - len(shown)
+        content += _table(("Copies of one video", "Class", "Files"), shown)
+        content += _note(f"And {rest:,} more videos with copies.") if rest else ""
+    if not copies.compared and copies.candidates:
+        return content + _note("Copies under other names were not searched for (`--copies 0`).")
+    part = (
+        f"{copies.compared:,} of {copies.candidates:,}; `--copies {copies.candidates}` compares all"
+        if copies.compared < copies.candidates
+        else f"{copies.compared:,}, all of them"
+    )
+    return content + _note(
+        f"{'' if shown else 'No copy under another name was found. '}Of {copies.videos:,} videos, those with "
+        "the same frames, size, codec and rate as another were compared by size and by the first, middle and "
+        f"last 16 KiB: {part}."
     )
 
 

@@ -9,6 +9,7 @@ from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.paths import check_writable
 from pipelines.errors import DataError
 from pipelines.formatting import printable
+from pipelines.report.copies import find_copies
 from pipelines.report.page import format_page
 from pipelines.report.sample import open_sample
 from pipelines.report.speed import Speed, measure_gain, measure_speed
@@ -24,6 +25,7 @@ def write_report(
     out: Path,
     *,
     opened: int,
+    copies: int,
     transcoded: int,
     seconds: float,
     workers: int,
@@ -33,6 +35,7 @@ def write_report(
 
     Args:
         opened: most videos to open, evenly over the manifest.
+        copies: most videos to compare with others; 0 for none.
         transcoded: videos to transcode into a temporary folder to measure the gain; 0 for none.
         seconds: of each measurement of the speed; 0 measures nothing.
         workers: processes.
@@ -52,6 +55,8 @@ def write_report(
         survey = survey_manifest(manifest, progress)
     with progress_of("opening a sample") as progress:
         sample = open_sample(manifest, opened, workers=workers, progress=progress)
+    with progress_of("searching copies") as progress:
+        found = find_copies(manifest, copies, workers=workers, progress=progress)
     usable = [video.index for video in sample.videos]
     speed, gain = Speed(problem="no video of the sample can be used" if not usable else ""), None
     if usable and seconds:
@@ -62,7 +67,7 @@ def write_report(
             gain = measure_gain(
                 manifest, _spread(usable, transcoded), seconds, workers=workers, progress_of=progress_of
             )
-    page = format_page(survey, sample, speed, gain)
+    page = format_page(survey, sample, found, speed, gain)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(out) as new:

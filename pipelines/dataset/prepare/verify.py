@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from pipelines.dataset.fingerprint import Fingerprint
 from pipelines.dataset.manifest import Manifest
-from pipelines.dataset.manifest_file import REMAKE
+from pipelines.dataset.manifest_file import ARROW_ERRORS, REMAKE, arrow_message
 from pipelines.dataset.prepare.duplicates import groups
 from pipelines.dataset.prepare.findings import Findings
 from pipelines.dataset.prepare.summary import list_of
@@ -27,6 +28,8 @@ _IDENTITY = ("path", "offset")
 
 _SEGMENT = ("first_frame", "frames")
 """The columns that tell one segment of a video from another."""
+
+_MAGIC = 8  # bytes at the beginning of an Arrow file
 
 WHOLE = "whole manifest"
 OUTSIDE = "length: a range of bytes that its shard does not have"
@@ -122,11 +125,13 @@ def verify_manifest(manifest: Manifest, *, progress: Progress | None = None) -> 
                     valid[row - done] = False
                     problems.count(OUTSIDE, f"row {row}: {printable(reason)}")
                     problems.line(f"row {row}", f"length: {manifest.printable_path(row)} {printable(reason)}")
-            keys.frombytes(np.where(valid, _hashes(batch, _identity(manifest)), 0).tobytes())
+            keys.frombytes(np.where(valid, row_hashes(batch, _identity(manifest)), 0).tobytes())
         result.wrong_rows += int(rows - valid.sum())
         done += rows
         if progress is not None:
             progress(done, len(manifest))
+    if wrong := _head_problem(manifest):
+        problems.add(WHOLE, "head", wrong)
     if digest is not None and (found := digest.hexdigest(manifest.class_names)) != manifest.fingerprint:
         problems.add(WHOLE, "header", f"fingerprint: {manifest.fingerprint}, but the content has {found}")
     if not all(manifest.class_names):
@@ -156,12 +161,24 @@ def _batch_problems(manifest: Manifest, number: int) -> Iterator[tuple[int, str,
             yield row, "packets", str(defect)
 
 
+def _head_problem(manifest: Manifest) -> str:
+    """What is wrong before the first record batch, where readers of streams find the schema; or nothing."""
+    with pa.memory_map(os.fsencode(manifest.path)) as file:
+        schema = pa.ipc.open_file(file).schema
+        try:
+            file.seek(_MAGIC)
+            same = pa.ipc.read_schema(file).equals(schema, check_metadata=True)
+        except ARROW_ERRORS as error:
+            return printable(f"the schema before the first row cannot be read: {arrow_message(error)}")
+    return "" if same else "the schema before the first row is not the one after the last"
+
+
 def _identity(manifest: Manifest) -> tuple[str, ...]:
     """The columns that two rows share only if they are the same frames of the same video."""
     return _IDENTITY + _SEGMENT if _SEGMENT[0] in manifest.columns else _IDENTITY
 
 
-def _hashes(batch: pa.RecordBatch, columns: Sequence[str]) -> NDArray[np.int64]:
+def row_hashes(batch: pa.RecordBatch, columns: Sequence[str]) -> NDArray[np.int64]:
     """A hash of some columns for each row."""
     values = (
         batch[name].to_pylist() if pa.types.is_string(batch[name].type) else np.asarray(batch[name]).tolist()

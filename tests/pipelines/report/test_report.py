@@ -20,7 +20,8 @@ from pipelines.errors import DataError
 from pipelines.formatting import format_size
 from pipelines.report.advice import choose_advice
 from pipelines.report.charts import bar_chart, histogram, ranked_curve
-from pipelines.report.page import _table
+from pipelines.report.copies import Copies, find_copies
+from pipelines.report.page import _durations, _table
 from pipelines.report.sample import Sample, open_sample
 from pipelines.report.speed import Gain, Speed
 from pipelines.report.survey import survey_manifest
@@ -84,7 +85,9 @@ def test_the_sample_names_defects_and_what_nvdec_does_not_decode(manifest: Manif
 
 def test_the_page_is_one_file_and_escapes_all_names(manifest: Manifest, tmp_path: Path) -> None:
     out = tmp_path / "report.html"
-    write_report(manifest, out, opened=100, transcoded=0, seconds=0, workers=1, progress_of=silent)
+    write_report(
+        manifest, out, opened=100, copies=100, transcoded=0, seconds=0, workers=1, progress_of=silent
+    )
     page = out.read_text(encoding="utf-8")
     assert not re.search(r"https?:|//|<script|<link|<img|@import|url\(", page.replace("</", "<"))
     assert "<b>grow</b>" not in page and "&lt;b&gt;grow&lt;/b&gt; &amp; co" in page
@@ -101,7 +104,9 @@ def test_the_page_is_one_file_and_escapes_all_names(manifest: Manifest, tmp_path
     for chart in re.findall(r"<svg.*?</svg>", page, re.DOTALL):
         ElementTree.fromstring(chart)
     with pytest.raises(DataError, match="--out"):
-        write_report(manifest, tmp_path, opened=9, transcoded=0, seconds=0, workers=1, progress_of=silent)
+        write_report(
+            manifest, tmp_path, opened=9, copies=9, transcoded=0, seconds=0, workers=1, progress_of=silent
+        )
 
 
 def test_a_page_that_cannot_be_written_is_refused_before_anything_is_read(
@@ -114,11 +119,53 @@ def test_a_page_that_cannot_be_written_is_refused_before_anything_is_read(
     with pytest.raises(DataError, match=r"--out .*page\.html cannot be written: .*file: Not a directory"):
         write_report(
             manifest, tmp_path / "file" / "page.html",
-            opened=9, transcoded=0, seconds=0, workers=1, progress_of=refuse,
+            opened=9, copies=9, transcoded=0, seconds=0, workers=1, progress_of=refuse,
         )  # fmt: skip
     out = tmp_path / "new" / "page.html"
-    write_report(manifest, out, opened=1, transcoded=0, seconds=0, workers=1, progress_of=silent)
+    write_report(manifest, out, opened=1, copies=0, transcoded=0, seconds=0, workers=1, progress_of=silent)
     assert out.is_file()
+
+
+def test_copies_under_other_names_are_found(motion_set: MotionSet, tmp_path: Path) -> None:
+    source = Manifest.open(motion_set.train)
+    paths = [source.path_at(index) for index in range(8)]
+    rows = [replace(source.row(index), path=encode_path(path)) for index, path in enumerate(paths)]
+    packed = (tmp_path / "shard.tar").open("wb")
+    packed.write(bytes(512) + paths[5].read_bytes())
+    packed.close()
+    copy, other = shutil.copy(paths[0], tmp_path / "copy"), shutil.copy(paths[1], tmp_path / "other")
+    changed = bytearray(Path(other).read_bytes())
+    changed[-1] ^= 1  # the same size, and other content
+    Path(other).write_bytes(changed)
+    (tmp_path / "folder").mkdir()
+    part = {"frames": 5, "video_frames": rows[0].frames}
+    rows += [
+        rows[3],  # a repeated row is no copy
+        replace(rows[0], path=str(copy), label=1),
+        replace(rows[1], path=str(other)),
+        replace(rows[0], path=str(copy), first_frame=2, **part),  # another segment of the same file
+        replace(rows[5], path="shard.tar", offset=512, length=paths[5].stat().st_size),
+        replace(rows[2], path="missing.mp4"),
+        replace(rows[2], path="folder"),
+    ]
+    manifest = write_manifest(tmp_path / "m.arrow", rows, source.class_names, sources=True)
+    found = find_copies(manifest, 100, workers=1)
+    assert (found.videos, found.compared, found.number) == (13, found.candidates, 1)
+    assert found.found == [[0, 9]]
+    # At most so many are compared, those first that resemble fewest others.
+    few = find_copies(manifest, 2, workers=1)
+    assert (few.compared, few.candidates) == (2, found.candidates)
+    assert find_copies(manifest, 0, workers=1).compared == 0
+    out = tmp_path / "report.html"
+    write_report(manifest, out, opened=2, copies=100, transcoded=0, seconds=0, workers=1, progress_of=silent)
+    page = out.read_text(encoding="utf-8")
+    assert f"{paths[0]}, {copy}" in page and "1 video is a copy" in page
+
+
+def test_equal_durations_are_not_said_to_differ(manifest: Manifest, tmp_path: Path) -> None:
+    survey = survey_manifest(manifest)
+    assert "Median" in _durations(replace(survey, seconds=np.array([1, 2, 3], np.float32)))
+    assert "All have 2 s." in _durations(replace(survey, seconds=np.full(9, 2, np.float32)))
 
 
 def test_the_head_of_a_column_is_aligned_as_its_cells() -> None:
@@ -129,7 +176,7 @@ def test_the_head_of_a_column_is_aligned_as_its_cells() -> None:
 @pytest.mark.skipif(CHROMIUM is None, reason="NO BROWSER HERE: apt-get install chromium")
 def test_a_browser_opens_the_page_offline(manifest: Manifest, tmp_path: Path) -> None:
     out = tmp_path / "report.html"
-    write_report(manifest, out, opened=8, transcoded=0, seconds=0, workers=1, progress_of=silent)
+    write_report(manifest, out, opened=8, copies=0, transcoded=0, seconds=0, workers=1, progress_of=silent)
     with Browser(tmp_path / "profile") as browser:
         browser.open(out.as_uri())
         assert browser.errors == [] and list(browser.statuses) == [out.as_uri()]
@@ -169,7 +216,7 @@ def test_charts_of_no_and_of_many_values_are_valid() -> None:
 def test_an_empty_manifest_has_a_page(tmp_path: Path) -> None:
     empty = write_manifest(tmp_path / "empty.arrow", [], ("a", "b"))
     out = tmp_path / "report.html"
-    write_report(empty, out, opened=9, transcoded=2, seconds=1, workers=1, progress_of=silent)
+    write_report(empty, out, opened=9, copies=9, transcoded=2, seconds=1, workers=1, progress_of=silent)
     assert "0</b><span>videos" in out.read_text(encoding="utf-8")
 
 
@@ -181,7 +228,11 @@ def test_transcoding_is_advised_by_the_measured_gain(
 ) -> None:
     survey = survey_manifest(Manifest.open(motion_set.train))
     gain = Gain(8, Speed(20.0, before), Speed(25.0, after), TranscodeOptions(), 4.0, 1000, 300)
-    advice = [each for each in choose_advice(survey, Sample(), gain.before, gain) if "ranscod" in each.title]
+    advice = [
+        each
+        for each in choose_advice(survey, Sample(), Copies(), gain.before, gain)
+        if "ranscod" in each.title
+    ]
     assert len(advice) == 1 and token in advice[0].title and "30% of the space" in advice[0].text
     assert advice[0].is_warning == (token == "67% less")
 

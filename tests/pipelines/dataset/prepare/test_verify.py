@@ -85,6 +85,20 @@ def test_sums_fingerprint_and_missing_rows_are_listed(weighted: Path) -> None:
     assert "rows 4 to 7" in result.summary()
 
 
+def test_damage_before_the_first_row_is_listed(weighted: Path) -> None:
+    content = weighted.read_bytes()
+    fingerprint = Manifest.open(weighted).fingerprint.encode()
+    for damaged in (
+        content.replace(fingerprint, fingerprint[::-1], 1),  # the first of two
+        content[:8] + bytes(16) + content[24:],
+        content[:8] + b"\xff\xff\xff\xff\xff\xff\xff\x7f" + content[16:],
+    ):
+        weighted.write_bytes(damaged)
+        assert Manifest.open(weighted).row(0)
+        assert [row for row, _ in listed(weighted)] == ["head"]
+        assert "the schema before the first row" in weighted.with_name("m.arrow.verify.txt").read_text()
+
+
 def test_a_video_of_two_rows_is_listed_and_no_other(tmp_path: Path) -> None:
     other_bytes = replace(ROWS[5], offset=9, length=9)
     rows = [*ROWS, replace(ROWS[3], codec="vp9"), replace(ROWS[4], label=2), other_bytes]
