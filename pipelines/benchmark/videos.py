@@ -81,11 +81,16 @@ class SourceClip:
     """Its duration."""
     keyframe_interval: int
     """Frames from one keyframe to the next."""
-    footage: Footage
+    footage: str
+    """A key of `FOOTAGES`."""
+
+    @property
+    def format(self) -> VideoFormat:
+        return FOOTAGES[self.footage].format
 
     @property
     def path(self) -> Path:
-        return self.folder / f"{self.number:03d}{self.footage.format.extension}"
+        return self.folder / f"{self.number:03d}{self.format.extension}"
 
 
 def make_videos(
@@ -111,9 +116,7 @@ def make_videos(
         return manifest
     folder = root / name
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = [
-        SourceClip(number, folder, seconds, keyframe_interval, FOOTAGES[footage]) for number in range(clips)
-    ]
+    wanted = [SourceClip(number, folder, seconds, keyframe_interval, footage) for number in range(clips)]
     write = partial(_write_clip, source_folder())
     # All videos before the manifest: later calls take its existence as proof that they are complete.
     made = list(ordered_map(write, wanted, total=clips, workers=usable_cores(), progress=progress, chunk=1))
@@ -142,7 +145,7 @@ def _write_clip(sources: Path, clip: SourceClip) -> Path:
     source = _frames(sources / SOURCES[clip.number % len(SOURCES)])
     fps = RATES[clip.number // len(SOURCES) % len(RATES)]
     frames = moving_window(source, round(clip.seconds * fps), np.random.default_rng(clip.number))
-    encode_video(clip.path, frames, clip.footage.format, fps, clip.keyframe_interval)
+    encode_video(clip.path, frames, clip.format, fps, clip.keyframe_interval)
     return clip.path
 
 
