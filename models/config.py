@@ -144,7 +144,8 @@ class UniFormerV2Config:
     global_heads: int = 1
     """Heads of the cross attention in a Global UniBlock."""
     global_mlp_ratio: float | None = None
-    """Hidden channels of the MLPs of Global UniBlocks, in units of `width`; null takes `mlp_ratio`."""
+    """Hidden channels of the MLPs of Global UniBlocks, in units of `width`; null takes `mlp_ratio`, and 0 has
+    no MLP: an attentive probe is one such block on a frozen backbone."""
     global_mlp_dropout: float = 0.5
     """Dropout inside the MLP of a Global UniBlock."""
     fusion: str = "sequential"
@@ -190,7 +191,11 @@ class UniFormerV2Config:
             (fills_grid, "resolution", f"a multiple of patch_size {self.patch_size}"),
             (self.grid <= _MAX_GRID, "resolution", f"at most {_MAX_GRID} times patch_size {self.patch_size}"),
             (self.mlp_width >= 1, "mlp_ratio", f"at least 1 / width {width}"),
-            (self.global_mlp_width >= 1, "global_mlp_ratio", f"at least 1 / width {width}"),
+            (
+                self.global_mlp_width >= 1 or self.global_mlp_ratio == 0,
+                "global_mlp_ratio",
+                f"0, or at least 1 / width {width}",
+            ),
             (width % self.heads == 0, "heads", f"a divisor of width {width}"),
             (width % self.global_heads == 0, "global_heads", f"a divisor of width {width}"),
             (is_even, "frames", "even with temporal_downsample"),
@@ -296,7 +301,7 @@ class UniFormerV2Config:
 
     @property
     def global_mlp_width(self) -> int:
-        """Hidden channels of an MLP of a Global UniBlock."""
+        """Hidden channels of an MLP of a Global UniBlock; 0 where it has none."""
         ratio = self.mlp_ratio if self.global_mlp_ratio is None else self.global_mlp_ratio
         return int(self.width * ratio)
 
@@ -414,7 +419,10 @@ def check_field(name: str, value: object) -> None:
         return
     elif name == "layer_scale":
         _require(_between(value, 0, 1), name, value, "at least 0 and at most 1, or null")
-    elif name in ("mlp_ratio", "global_mlp_ratio"):
+    elif name == "global_mlp_ratio":
+        allowed = f"at least 0 and at most {_MAX_MLP_RATIO}, or null"
+        _require(_between(value, 0, _MAX_MLP_RATIO), name, value, allowed)
+    elif name == "mlp_ratio":
         allowed = f"above 0 and at most {_MAX_MLP_RATIO}"
         _require(_between(value, 0, _MAX_MLP_RATIO) and value != 0, name, value, allowed)
     elif name == "local_reduction":

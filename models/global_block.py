@@ -84,6 +84,8 @@ class CrossAttention(nn.Module):
 class GlobalUniBlock(MaskedBlock):
     """DPE, cross MHRA and FFN, equations (8) to (10), with the residual on the query that (9) omits.
 
+    With `config.global_mlp_ratio` 0 there is no FFN.
+
     streams: (B, own masks), of `own_streams`; required in training if a drop rate is above 0.
     """
 
@@ -95,8 +97,9 @@ class GlobalUniBlock(MaskedBlock):
         self.norm_query = nn.LayerNorm(width)
         self.norm_tokens = nn.LayerNorm(width)
         self.attention = CrossAttention(width, config.global_heads)
-        self.norm_mlp = nn.LayerNorm(width)
-        self.mlp = Mlp(width, config.global_mlp_width, "quick_gelu", config.global_mlp_dropout)
+        hidden = config.global_mlp_width
+        self.norm_mlp = nn.LayerNorm(width) if hidden else None
+        self.mlp = Mlp(width, hidden, "quick_gelu", config.global_mlp_dropout) if hidden else None
         self.drop_attention = DropPath(drop_path)
         self.drop_mlp = DropPath(drop_path)
         self._initialise()
@@ -105,9 +108,10 @@ class GlobalUniBlock(MaskedBlock):
         if self.dpe is not None:
             assert self.dpe.bias is not None  # the default of a convolution
             nn.init.zeros_(self.dpe.bias)
-        nn.init.xavier_uniform_(self.mlp.expand.weight)
-        nn.init.zeros_(self.mlp.contract.weight)
-        nn.init.zeros_(self.mlp.contract.bias)
+        if self.mlp is not None:
+            nn.init.xavier_uniform_(self.mlp.expand.weight)
+            nn.init.zeros_(self.mlp.contract.weight)
+            nn.init.zeros_(self.mlp.contract.bias)
 
     def forward(
         self,
@@ -122,6 +126,8 @@ class GlobalUniBlock(MaskedBlock):
             tokens = torch.cat([context, tokens], dim=1)
         attended = self.attention(self.norm_query(queries), self.norm_tokens(tokens))
         queries = queries + self.drop_attention(attended, streams)
+        if self.mlp is None or self.norm_mlp is None:
+            return queries
         return queries + self.drop_mlp(self.mlp(self.norm_mlp(queries), streams), streams)
 
     def _with_positions(self, tokens: Tensor) -> Tensor:  # B T 1+N C -> B T*(1+N) C

@@ -187,6 +187,8 @@ def to_released(model: UniFormerV2) -> dict[str, Tensor]:
             raise ModelError(
                 f"{name} is {getattr(config, name)!r}; the released implementation has only {needed!r}"
             )
+    if config.global_layers and not config.global_mlp_width:
+        raise ModelError("global_mlp_ratio is 0; the released implementation has an MLP in each global block")
     state = {}
     for name, tensor in model.state_dict().items():
         released_name = _released_name_of(name)

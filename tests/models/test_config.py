@@ -91,6 +91,8 @@ def test_overrides_win_over_the_backbone():
         ({"norm_eps": 0.0}, "norm_eps is 0.0"),
         ({"mlp_ratio": 0}, "mlp_ratio is 0"),
         ({"global_mlp_ratio": 65}, "global_mlp_ratio is 65"),
+        ({"global_mlp_ratio": -1}, "global_mlp_ratio is -1, allowed is: at least 0 and at most 64, or null"),
+        ({"global_mlp_ratio": 0.01}, "global_mlp_ratio is 0.01, allowed is: 0, or at least 1 / width 96"),
         ({"layer_scale": -1.0}, "layer_scale is -1.0"),
         ({"frame_feature": "mean"}, "frame_feature is 'mean', allowed is: one of class_token, patch_mean"),
         ({"backbone": "biet"}, "unknown backbone 'biet', did you mean 'beit'?"),

@@ -94,6 +94,7 @@ VARIANTS = [
     {"form": "scene", "temporal_module": "st_adapter", "local_reduction": 2, "local_layers": (1,)},
     {"form": "scene", "temporal_module": "temporal_shift"},
     {"form": "scene", "temporal_module": "temporal_transformer"},
+    {"form": "scene", "frozen_backbone": True, "global_dpe": False, "global_mlp_ratio": 0},
 ]
 
 

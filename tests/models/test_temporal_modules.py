@@ -13,6 +13,7 @@ from models.temporal_modules import STAdapter, TemporalAttention, TemporalConvol
 
 MEAN_POOLING = {"global_layers": ()}
 RIVALS = [module for module in TEMPORAL_MODULES if module != "none"]
+PROBE = {"frozen_backbone": True, "global_dpe": False, "global_mlp_ratio": 0}
 VARIANTS = {
     "mean_pooling": MEAN_POOLING,
     **{module: {**MEAN_POOLING, "temporal_module": module} for module in RIVALS},
@@ -41,10 +42,11 @@ VARIANTS = {
     "transformer_and_global": {"temporal_module": "temporal_transformer"},
     "mhsa_and_global": {"temporal_module": "temporal_mhsa"},
     "frozen": {"frozen_backbone": True},
+    "attentive_probe": {"global_layers": (1,), **PROBE},
     "frozen_and_balanced": {"frozen_backbone": True, "output": "balanced"},
     **{f"{fusion}_4_queries": {"fusion": fusion, "global_queries": 4} for fusion in FUSIONS},
 }
-ORDER_BLIND = {"mean_pooling", "global_without_dpe"}
+ORDER_BLIND = {"mean_pooling", "global_without_dpe", "attentive_probe"}
 
 
 @pytest.fixture(params=VARIANTS)
@@ -224,6 +226,33 @@ def test_no_graph_is_kept_through_a_frozen_backbone(autocast, small, clips):
         trained, _ = saved_tensors(small(drop_path=0.3), clips)
     assert backbone == 0
     assert whole > 0 and trained > 10
+
+
+def test_an_attentive_probe_is_one_cross_attention_and_the_head(small, clips):
+    """Its logits are those of PyTorch's modules on the frozen tokens, and nothing else has a gradient."""
+    model = small(global_layers=(1,), **PROBE).train()
+    block = model.fusion.blocks[0]
+    tokens, _ = model._backbone(clips)
+    reference = nn.MultiheadAttention(16, 2, batch_first=True)
+    reference.load_state_dict(
+        {
+            "in_proj_weight": block.attention.in_proj_weight,
+            "in_proj_bias": block.attention.in_proj_bias,
+            "out_proj.weight": block.attention.out.weight,
+            "out_proj.bias": block.attention.out.bias,
+        }
+    )
+    query = model.fusion.query.expand(2, -1, -1)
+    attended = reference(block.norm_query(query), *[block.norm_tokens(tokens.flatten(1, 2))] * 2)[0]
+    expected = model.head(model.head_norm((query + attended)[:, 0]))
+    logits = model(clips)
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+    logits.square().sum().backward()
+    trained = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert trained == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert {name.removeprefix("fusion.blocks.0.").split(".")[0] for name in trained} == {
+        "fusion", "attention", "norm_query", "norm_tokens", "head_norm", "head"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("module", ["temporal_mhsa", "joint_mhsa", "temporal_shift", "temporal_transformer"])

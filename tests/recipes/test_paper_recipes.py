@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from models import UniFormerV2
 from models.config import UniFormerV2Config, build_config
 from trainer.config.load import load_recipe
 from trainer.config.schema import Recipe, leaves
@@ -206,6 +208,18 @@ def test_a_recipe_starts_from_what_the_released_experiment_did(name: str) -> Non
     assert model_of(source).frozen_backbone == file.startswith("frozen")
     frames = f"{source.model.frames}x"
     assert frames in file
+
+
+def test_the_probe_trains_one_cross_attention_and_the_head() -> None:
+    with torch.device("meta"):
+        model = UniFormerV2(model_of(recipe_of("k400_b16_probe")))
+    trained = {name: value.numel() for name, value in model.named_parameters() if value.requires_grad}
+    assert {name.rpartition(".")[0].removeprefix("fusion.blocks.0.") for name in trained} == {
+        "fusion", "attention", "attention.out", "norm_query", "norm_tokens", "head_norm", "head"
+    }  # fmt: skip
+    width, classes = 768, 400
+    attention = 4 * width**2 + 4 * width
+    assert sum(trained.values()) == width + attention + 3 * 2 * width + (width + 1) * classes
 
 
 def fields(path: Path) -> dict[str, Any]:

@@ -160,6 +160,7 @@ def test_loading_and_exporting_copy_tensors(temporal):
         {"absolute_positions": False},
         {"relative_positions": True},
         {"frame_feature": "patch_mean"},
+        {"global_mlp_ratio": 0},
     ],
 )
 def test_a_model_without_a_released_form_is_refused(small, overrides):
