@@ -10,6 +10,8 @@ import io
 import json
 import os
 import shutil
+import warnings
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,20 +75,26 @@ def read_manifest(path: Path) -> None:
     manifest.verify()
 
 
-def make_weights(folder: Path) -> list[Path]:
+def small_model() -> tuple[Any, dict[str, Any]]:
+    """A model, and what a file of weights records about it."""
     from models import create_model
-    from trainer.checkpoint.weights import save_weights
     from trainer.inference.preprocessing import Preprocessing
 
     model = create_model("tiny", form="temporal", **SMALL)
     config = model.config
     preprocessing = Preprocessing(config.frames, config.resolution, (0.45,) * 3, (0.225,) * 3)
-    description = {
+    return model, {
         "model": dataclasses.asdict(model.config),
         "class_names": ["a", "b", "c"],
         "preprocessing": preprocessing.as_metadata(),
         "recipe": {},
     }
+
+
+def make_weights(folder: Path) -> list[Path]:
+    from trainer.checkpoint.weights import save_weights
+
+    model, description = small_model()
     path = folder / "weights.safetensors"
     save_weights(path, dict(model.state_dict()), description)
     return [path]
@@ -167,11 +175,106 @@ def read_kept_step(path: Path) -> None:
         replay(path)
 
 
+SETTINGS = {"seed": 3, "model.frames": 2, "data.train (class names)": ["a", "b", "c"], "model.weights": None}
+
+
+def make_states(folder: Path) -> list[Path]:
+    from trainer.checkpoint.metadata import STATE, TrainState, write_state
+
+    _, description = small_model()
+    state = TrainState(
+        step=7, clips=56, bad=1, spent={"step": 2.5, "evaluation": 1}, updates=6, world_size=2, zero_stage=1,
+        settings=SETTINGS, saved_at=1.7e9, description=description,
+    )  # fmt: skip
+    write_state(folder, state)
+    return [folder / STATE]
+
+
+def read_state(path: Path) -> None:
+    """With a checksum that fits: the damage is older than it."""
+    from trainer.checkpoint import metadata
+    from trainer.checkpoint.shards import write_checksum
+    from trainer.errors import UserError
+    from trainer.inference.model_source import build_model
+
+    write_checksum(path)
+    state = metadata.read_state(path.parent)
+    metadata.shards(path.parent, state)
+    model, _ = small_model()
+    with contextlib.suppress(UserError):
+        metadata.check_settings(path, state.settings, SETTINGS, ())
+    build_model(state, dict(model.state_dict()))
+
+
+def make_locks(folder: Path) -> list[Path]:
+    from trainer.resilience.lock_record import LockRecord
+
+    own = LockRecord.own("token", flock=True, variables={})
+    job = {"job": "12", "step": "0", "cluster": "c", "array_job": "11", "array_task": "3"}
+    paths = []
+    for number, record in enumerate(
+        (own, dataclasses.replace(own, **job), dataclasses.replace(own, boot="b"))
+    ):
+        paths.append(folder / f"{number}.lock")
+        paths[-1].write_text(record.text(), encoding="utf-8")
+    return paths
+
+
+def read_lock_file(path: Path) -> None:
+    from trainer.resilience import lock_record
+
+    record, _ = lock_record.read_lock(path)
+    if record is None:
+        return
+    assert lock_record.LockRecord.read(record.text()) == record
+    assert record.description and record.advice
+    if record.job is None:  # of others, SLURM is asked
+        record.state(path, {})
+
+
+def make_scripts(folder: Path) -> list[Path]:
+    import torch
+
+    layers = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.LayerNorm(2), torch.nn.Linear(2, 2).half())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated
+        torch.jit.save(torch.jit.script(layers), str(folder / "model.pt"))
+    return [folder / "model.pt"]
+
+
+def read_script(path: Path) -> None:
+    from models.weights.files import open_weights
+
+    weights = open_weights(path)
+    weights.read(weights.shapes)
+
+
+def make_pickles(folder: Path) -> list[Path]:
+    (script,) = make_scripts(folder)
+    with zipfile.ZipFile(script) as archive:
+        (folder / "data.pkl").write_bytes(archive.read(f"{script.stem}/data.pkl"))
+    return [folder / "data.pkl"]
+
+
+def read_pickle(path: Path) -> None:
+    """In an archive that is otherwise whole, with a checksum that fits."""
+    script = path.with_name("model.pt")
+    with zipfile.ZipFile(script) as archive, zipfile.ZipFile(path.with_name("other.pt"), "w") as other:
+        for member in archive.infolist():
+            is_damaged = member.filename.endswith("/data.pkl")
+            other.writestr(member.filename, path.read_bytes() if is_damaged else archive.read(member))
+    read_script(path.with_name("other.pt"))
+
+
 TARGETS = {
     "recipe": Target("recipe.yaml", make_recipes, read_recipe, copy_recipes),
     "manifest": Target("train.arrow", make_manifests, read_manifest),
     "weights": Target("weights.safetensors", make_weights, read_weights),
     "video": Target("clip.mp4", make_videos, read_video),
+    "state": Target("state.json", make_states, read_state),
+    "lock": Target("0.lock", make_locks, read_lock_file),
+    "torchscript": Target("model.pt", make_scripts, read_script),
+    "torchscript-objects": Target("data.pkl", make_pickles, read_pickle, make_scripts),
     "replay": Target("rank-00000.safetensors", make_kept_steps, read_kept_step, make_weights),
 }
 
