@@ -61,6 +61,7 @@ def prepare_image_weights(source: Path, out: Path) -> list[str]:
     }
     described = {"backbone": tower.backbone, "naming": tower.family, "source": file.name}
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(out, sync=True) as partial:
             write_tensors(partial, tensors, described)
     except OSError as error:

@@ -169,6 +169,10 @@ def _about_channels(model: UniFormerV2, space: Labels | None, to: Naming) -> lis
 
 
 def _write(found: SavedWeights, out: Path, to: Naming) -> None:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{out} cannot be written: {error.strerror or error}") from error
     if to == "own":
         description = {
             "model": dataclasses.asdict(found.model.config),

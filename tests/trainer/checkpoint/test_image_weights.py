@@ -96,9 +96,10 @@ def test_openais_archive_is_read_and_not_executed(tmp_path: Path) -> None:
 def test_timms_checkpoints(backbone: str, name: str, tmp_path: Path) -> None:
     state = timm_state(name)
     torch.save({"model": state, "epoch": 3}, tmp_path / "source.pth")
-    lines = prepare_image_weights(tmp_path / "source.pth", tmp_path / "out.safetensors")
+    out = tmp_path / "new" / "folder" / "out.safetensors"
+    lines = prepare_image_weights(tmp_path / "source.pth", out)
     assert "timm" in lines[0] and "head" in lines[2]
-    same(loaded(backbone, tmp_path / "out.safetensors"), loaded(backbone, state))
+    same(loaded(backbone, out), loaded(backbone, state))
 
 
 @pytest.mark.parametrize("name", json.loads(FILE.read_text()))

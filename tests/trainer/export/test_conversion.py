@@ -174,7 +174,6 @@ def test_a_mismatch_is_refused(tmp_path: Path) -> None:
 
 def test_the_source_is_not_replaced(tmp_path: Path) -> None:
     torch.save({"model_state": to_file(small(5), port=False)}, tmp_path / "five.pth")
-    (tmp_path / "run").mkdir()
     convert(tmp_path / "five.pth", tmp_path / "run" / "weights.safetensors", "own", frames=4)
     (tmp_path / "link").symlink_to(tmp_path / "run")
     (tmp_path / "same.pth").hardlink_to(tmp_path / "five.pth")
