@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from launch.cli import command_line
-from trainer.cluster.job_options import add_job_options, job_request
+from trainer.cluster.job_options import add_job_options, job_request, parse_with_slurm
 from trainer.cluster.submit import format_submission, plan_submission, submit
 from trainer.command import command_parser, prints_errors
 from trainer.errors import RunError
@@ -40,7 +40,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--array", type=int, metavar="N", help="with --slurm: at most so many at once (all)")
     add("--dry-run", action="store_true", help="with --slurm: print the script, submit and write nothing")
     add_job_options(parser)
-    return parser.parse_args(arguments)
+    return parse_with_slurm(parser, arguments, ("array", "dry_run"))
 
 
 def check(ablation: Ablation) -> int:

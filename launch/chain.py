@@ -15,7 +15,7 @@ from pathlib import Path
 
 from launch.cli import command_line
 from trainer.cluster.chain import Stage, is_finished, load_chain
-from trainer.cluster.job_options import add_job_options, job_request
+from trainer.cluster.job_options import add_job_options, job_request, parse_with_slurm
 from trainer.cluster.submit import plan_submission
 from trainer.cluster.submit_chain import submit_chain
 from trainer.command import command_parser, prints_errors
@@ -35,7 +35,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--slurm", action="store_true", help="submit a job for each stage; the options below are for it")
     add("--dry-run", action="store_true", help="with --slurm: print the scripts, submit and write nothing")
     add_job_options(parser)
-    return parser.parse_args(arguments)
+    args = parse_with_slurm(parser, arguments, ("dry_run",))
+    if args.ranks is not None and (args.ranks < 1 or not args.check):
+        parser.error("--ranks is a number of at least 1, and for --check")
+    return args
 
 
 def check(stages: list[Stage], ranks: int | None) -> int:

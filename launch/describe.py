@@ -13,20 +13,24 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from models import FORMS, PRESETS
 from trainer.command import command_parser, prints_errors
 from trainer.errors import RunError
 from trainer.system.process_exit import exit_with
 
+_PRESET: dict[str, Any] = {"form": "scene", "frames": 8, "num_classes": 400}
+"""Of a preset without these options."""
+
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = command_parser(__doc__)
     parser.add_argument("models", nargs="*", metavar="RECIPE|PRESET", help="recipes, or presets such as b16")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="repeatable")
-    parser.add_argument("--form", choices=FORMS, default="scene", help="of a preset (%(default)s)")
-    parser.add_argument("--frames", type=int, default=8, help="of a preset (%(default)s)")
-    parser.add_argument("--classes", type=int, default=400, help="of a preset (%(default)s)")
+    parser.add_argument("--form", choices=FORMS, help="of a preset (scene)")
+    parser.add_argument("--frames", type=int, help="of a preset (8)")
+    parser.add_argument("--classes", type=int, help="of a preset (400)")
     parser.add_argument("--published", action="store_true", help="all published figures beside ours")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     return parser.parse_args(arguments)
@@ -43,6 +47,13 @@ def run(arguments: argparse.Namespace) -> None:
     from trainer.system.terminal import PipeConsole
     from trainer.tracking.comparison.render import print_report
 
+    size = {"form": arguments.form, "frames": arguments.frames, "num_classes": arguments.classes}
+    given = [name for name, value in size.items() if value is not None]
+    if arguments.published and (arguments.models or arguments.set or given):
+        raise RunError("--published is about all published models: give it without models and their fields")
+    if given and arguments.models and not PRESETS.keys() & set(arguments.models):
+        option = given[0].replace("num_classes", "classes")
+        raise RunError(f"--{option} is of presets: of a recipe, give --set model.{given[0]}=VALUE")
     if arguments.published:
         if arguments.json:
             print(json.dumps(published_comparisons(), indent=1))
@@ -54,8 +65,8 @@ def run(arguments: argparse.Namespace) -> None:
     found = []
     for name in arguments.models:
         if name in PRESETS:
-            size = {"form": arguments.form, "frames": arguments.frames, "num_classes": arguments.classes}
-            found.append(describe_preset(name, **size, overrides=arguments.set))
+            chosen = {**_PRESET, **{field: size[field] for field in given}}
+            found.append(describe_preset(name, **chosen, overrides=arguments.set))
         else:
             found.append(describe_recipe(Path(name), arguments.set))
     if arguments.json:

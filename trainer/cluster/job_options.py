@@ -1,14 +1,18 @@
 """The options of commands that submit jobs to SLURM."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from trainer.cluster.sbatch import JobRequest
 
+JOB = "options of a job"
+"""Title of their group."""
+
 
 def add_job_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that `job_request` reads."""
-    add = parser.add_argument
+    """Add the options that `job_request` reads, in a group of their own."""
+    add = parser.add_argument_group(JOB).add_argument
     add("--nodes", type=int, default=1, help="(%(default)s)")
     add("--gpus-per-node", type=int, default=8, help="a rank each; 0 computes on CPUs (%(default)s)")
     add("--cpus-per-rank", type=int, default=8, help="cores for it and its workers (%(default)s)")
@@ -20,6 +24,22 @@ def add_job_options(parser: argparse.ArgumentParser) -> None:
     add("--sbatch", action="append", default=[], metavar="OPTION", help="one more of sbatch's; repeatable")
     add("--no-preflight", action="store_true", help="skip the preflight (launch/doctor.py)")
     add("--min-bandwidth", type=float, metavar="GB/s", help="that the preflight requires")
+
+
+def parse_with_slurm(
+    parser: argparse.ArgumentParser, arguments: Sequence[str] | None, also: Sequence[str]
+) -> argparse.Namespace:
+    """The parsed arguments of a command whose options of jobs need --slurm: without it they are refused.
+
+    also: such options beside those of `add_job_options`.
+    """
+    args = parser.parse_args(arguments)
+    job = next(group for group in parser._action_groups if group.title == JOB)
+    names = [*also, *(action.dest for action in job._group_actions)]
+    given = [name for name in names if getattr(args, name) != parser.get_default(name)]
+    if given and not args.slurm:
+        parser.error(f"--{given[0].replace('_', '-')} is for jobs: add --slurm")
+    return args
 
 
 def job_request(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.chain import main, train
+from launch.chain import main, parse, train
 from trainer.cluster.chain import CHAINS, Stage, is_finished, load_chain
 from trainer.config.load import load_recipe
 from trainer.errors import RecipeError
@@ -79,7 +79,32 @@ def test_an_unknown_chain_lists_those_that_exist(
     monkeypatch.setattr(sys, "argv", ["chain.py", "k400_l15"])
     assert main() == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: there is no chain k400_l15") and "k400_l14_336_64f" in error
+    assert error.startswith("error: there is no chain k400_l15; did you mean k400_b16? There are: ")
+    assert "k400_l14_336_64f" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dry-run"], "--dry-run is for jobs: add --slurm"),
+        (["--cpus-per-rank", "2"], "--cpus-per-rank is for jobs: add --slurm"),
+        (["--check", "--ranks", "0"], "--ranks is a number of at least 1, and for --check"),
+        (["--ranks", "2"], "--ranks is a number of at least 1, and for --check"),
+    ],
+)
+def test_options_that_would_have_no_effect_are_refused(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        parse(["k400_b16", *arguments])
+    assert message in capsys.readouterr().err
+
+
+def test_a_missing_file_is_named_in_plain_words(tmp_path: Path) -> None:
+    with pytest.raises(
+        RecipeError, match=r"cannot read a chain from .*none\.yaml: No such file or directory$"
+    ):
+        load_chain(tmp_path / "none.yaml")
 
 
 def test_a_finished_stage_is_skipped_unless_its_settings_differ(

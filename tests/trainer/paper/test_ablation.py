@@ -112,7 +112,10 @@ def test_rows_of_another_ablation_have_its_numbers(tmp_path: Path) -> None:
         ("paper: {SSV2: 67.7}", "paper: {SSV2: 677}", r"grid\.yaml:12: rows\.1\.paper\.SSV2"),
         ("paper: {SSV2: 67.7}", "paper: {SSV4: 67.7}", "two MHRA: paper.SSV4: there is no such column"),
         ("name: K400, recipe", "name: K401, recipe", "column K401: no row has a number for it"),
-        ("title:", "titel:", r"grid\.yaml:2: titel"),
+        ("title:", "titel:", r"grid\.yaml:2: titel: no such field"),
+        ("title: A grid", "", r"grid\.yaml:1: title: missing"),
+        (GRID, "", r"grid\.yaml: it is empty; an ablation is a mapping of"),
+        (GRID, "name: grid\ntitle: x\ncolumns: 3\n", r"grid\.yaml:3: columns: a list is needed"),
         (str(SMALL), "smal", "column K400: there is no recipe named smal"),
     ],
 )
@@ -122,7 +125,9 @@ def test_a_mistake_is_named_with_its_row_or_line(tmp_path: Path, old: str, new: 
 
 
 def test_an_unknown_ablation_lists_those_that_exist(grid: Ablation) -> None:
-    with pytest.raises(RecipeError, match=r"no ablation table9z; there are: .*table9b, .*table9d"):
+    with pytest.raises(
+        RecipeError, match=r"no ablation table9z; did you mean table9.\? There are: .*table9b, .*table9d"
+    ):
         load_ablation(Path("table9z"))
     for seeds in (0, 101):
         with pytest.raises(RecipeError, match=f"--seeds {seeds}: from 1 to 100"):
@@ -236,6 +241,16 @@ def test_check_names_what_is_missing(tmp_path: Path, monkeypatch, capsys) -> Non
     monkeypatch.setattr(sys, "argv", ["ablate.py", "table9b_motion", "--check"])
     assert main() == 0
     assert parse(["table9b"]).seeds == 1
+
+
+@pytest.mark.parametrize("option", ["--dry-run", "--array=3", "--nodes=2", "--time=10", "--no-preflight"])
+def test_options_of_jobs_need_slurm(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without it, --dry-run would train."""
+    with pytest.raises(SystemExit) as caught:
+        parse(["table9b", option])
+    name = option.partition("=")[0]
+    assert caught.value.code == 2 and f"{name} is for jobs: add --slurm" in capsys.readouterr().err
+    assert parse(["table9b", option, "--slurm"]).slurm
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, monkeypatch, capsys) -> None:

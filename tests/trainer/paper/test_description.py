@@ -113,3 +113,19 @@ def test_the_command_prints_tables_and_json(
     assert {row["source"] for row in found["published"]} == {RELEASED, "tables 4, 18", "table 18"}
     monkeypatch.setattr(sys, "argv", ["describe.py"])
     assert main() == 2 and "--published" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["k400_b16", "--classes", "10"], "of a recipe, give --set model.num_classes=VALUE"),
+        (["k400_b16", "--form", "temporal"], "of a recipe, give --set model.form=VALUE"),
+        (["--published", "b16"], "--published is about all published models"),
+        (["--published", "--set", "depth=3"], "--published is about all published models"),
+    ],
+)
+def test_options_that_would_have_no_effect_are_refused(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["describe.py", *arguments])
+    assert main() == 2 and message in capsys.readouterr().err
