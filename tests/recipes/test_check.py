@@ -93,16 +93,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("recipes")
     encode_video(made / "a.avi", np.zeros((2, 48, 64, 3), np.uint8), MJPEG, Fraction(25), keyframe_interval=1)
     row = ManifestRow("../../a.avi", 0, 0, 0, 2, 25.0, 64, 48, "mjpeg")
-    for dataset in DATASETS:
+    for dataset in (*DATASETS, "mine"):
         (made / "data" / dataset).mkdir(parents=True)
         for split in ("train", "val"):
             path = made / "data" / dataset / f"{split}.arrow"
-            write_manifest(path, [row] * ROWS, classes_of(dataset))
+            write_manifest(path, [row] * ROWS, ["run", "jump"] if dataset == "mine" else classes_of(dataset))
     return made
 
 
 @needs_no_gpu
-@pytest.mark.parametrize("path", experiments(), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*experiments(), RECIPES / "finetune.yaml"], ids=lambda path: path.stem)
 def test_a_recipe_passes_its_check(
     path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
