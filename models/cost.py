@@ -71,8 +71,8 @@ def activation_bytes(
     features = _tokens(config) * config.width
     # In a global block, the inputs of the DPE and the norm have the dtype between blocks.
     wide = 2 * features * (residual - bytes_per_element)
-    scaled = 2 * config.width * config.global_mlp_width  # copies that `ScaledLinear` keeps
-    weights = scaled + (4 * config.width**2 if autocast else 0)
+    copied = 4 * config.width**2 + 2 * config.width * config.global_mlp_width
+    weights = copied if autocast else 0
     stage = batch * (_saved_by_global_block(config) * bytes_per_element + wide) + weights * bytes_per_element
     fusion = len(config.global_layers) * stage
     if config.frozen_backbone:
@@ -81,10 +81,9 @@ def activation_bytes(
     patch_input = config.inner_frames * config.grid**2 * 3 * _patch_volume(config) * bytes_per_element
     # The patches, the input and output of ln_pre, the inputs of recomputed blocks.
     inputs = batch * (patch_input + (2 + recomputed) * features * residual)
-    scaled = _scaled_by_mlp(config) if config.activation == "quick_gelu" else 0
     blocks = []
     for layer in range(config.depth):
-        weights = _weights_of_block(config, layer) if autocast else scaled
+        weights = _weights_of_block(config, layer) if autocast else 0
         weights += _position_biases(config)
         saved = _saved_by_block(config, layer, bytes_per_element, residual)
         blocks.append(batch * saved + weights * bytes_per_element)
@@ -213,11 +212,6 @@ def _fusion(config: UniFormerV2Config) -> int:
     return total + joined
 
 
-def _scaled_by_mlp(config: UniFormerV2Config) -> int:
-    """Weights of an MLP with QuickGELU, of which `ScaledLinear` keeps scaled copies."""
-    return 2 * config.width * config.mlp_width
-
-
 def _position_biases(config: UniFormerV2Config) -> int:
     """Elements of one block's biases of relative positions; all frames of a batch share them."""
     return config.heads * config.attention_shape[1] ** 2 if config.relative_positions else 0
@@ -230,7 +224,7 @@ def _weights_of_block(config: UniFormerV2Config, layer: int) -> int:
         bottlenecks = config.local_mhra + (config.temporal_module == "st_adapter")
         local = bottlenecks * 2 * config.width * config.local_width
         local += 4 * config.width**2 if config.temporal_module == "temporal_mhsa" else 0
-    return 4 * config.width**2 + _scaled_by_mlp(config) + local
+    return 4 * config.width**2 + 2 * config.width * config.mlp_width + local
 
 
 def _largest_block(config: UniFormerV2Config, bytes_per_element: int, residual: int) -> int:

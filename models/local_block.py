@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from models.config import UniFormerV2Config
 from models.drop import DropPath, MaskedBlock
 from models.global_block import DepthwiseConv3d
+from models.linear import Linear
 from models.temporal_modules import TemporalShift, create_branch
 from models.vit import Mlp, SpatialAttention, initialise_vit_block
 
@@ -26,9 +27,9 @@ class LocalTemporalMHRA(nn.Module):
     def __init__(self, width: int, reduced: int) -> None:
         super().__init__()
         self.norm = nn.BatchNorm1d(width)
-        self.reduce = nn.Linear(width, reduced)
+        self.reduce = Linear(width, reduced)
         self.temporal = nn.Conv2d(reduced, reduced, (3, 1), padding=(1, 0), groups=reduced)
-        self.expand = nn.Linear(reduced, width)
+        self.expand = Linear(reduced, width)
         nn.init.zeros_(self.expand.weight)
         nn.init.zeros_(self.expand.bias)
 

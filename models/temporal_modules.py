@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.config import UniFormerV2Config
+from models.linear import Linear
 from models.vit import Mlp, SpatialAttention, initialise_vit_block
 
 TRANSFORMER_LAYERS = 6  # of the temporal transformer, appendix C
@@ -64,9 +65,9 @@ class STAdapter(nn.Module):
 
     def __init__(self, config: UniFormerV2Config) -> None:
         super().__init__()
-        self.reduce = nn.Linear(config.width, config.local_width)
+        self.reduce = Linear(config.width, config.local_width)
         self.temporal = _temporal_convolution(config.local_width)
-        self.expand = nn.Linear(config.local_width, config.width)
+        self.expand = Linear(config.local_width, config.width)
         nn.init.zeros_(self.expand.weight)
         nn.init.zeros_(self.expand.bias)
 

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from models.config import UniFormerV2Config
 from models.drop import Dropout
+from models.linear import Linear, linear
 
 QUICK_GELU_SLOPE = 1.702
 
@@ -37,7 +38,7 @@ class PatchEmbedding(nn.Module):
             .flatten(4)
             .flatten(2, 3)  # B T' N 3*taps*p*p
         )
-        return F.linear(patches, self.weight.flatten(1), self.bias)
+        return linear(patches, self.weight.flatten(1), self.bias)
 
 
 class LayerScale(nn.Module):
@@ -98,9 +99,9 @@ class SpatialAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
+        self.qkv = Linear(width, 3 * width, bias=qkv_bias)
         self.positions = None if relative_grid is None else RelativePositionBias(relative_grid, heads)
-        self.out = nn.Linear(width, width)
+        self.out = Linear(width, width)
         self.layer_scale = create_layer_scale(width, layer_scale)
 
     def forward(self, x: Tensor) -> Tensor:  # B T L C -> B T L C
@@ -121,15 +122,15 @@ class ScaledLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         bias = self.bias if self.bias_scale == 1.0 else self.bias * self.bias_scale
-        return F.linear(x, self.weight * self.scale, bias)
+        return linear(x, self.weight, bias, scale=self.scale)
 
 
 class Mlp(nn.Module):
     """The FFN: linear, activation, dropout, linear.
 
     QuickGELU is `x * sigmoid(s x) = silu(s x) / s` with `s = 1.702`. Both factors are folded into the
-    weights, which are far smaller than the activations: the widest tensor of the model then needs one
-    kernel instead of three, and keeps one tensor for the backward instead of two.
+    matrix products: the widest tensor of the model then needs one kernel instead of three, and keeps one
+    tensor for the backward instead of two.
 
     layer_scale: initial value of a `LayerScale` of the result; None has none.
     """
@@ -151,9 +152,9 @@ class Mlp(nn.Module):
             self.activation = nn.SiLU()
             self.contract = ScaledLinear(hidden, width, scale=1 / QUICK_GELU_SLOPE, scale_bias=False)
         else:
-            self.expand = nn.Linear(width, hidden)
+            self.expand = Linear(width, hidden)
             self.activation = nn.GELU()
-            self.contract = nn.Linear(hidden, width)
+            self.contract = Linear(hidden, width)
         self.dropout = Dropout(dropout)
         self.layer_scale = create_layer_scale(width, layer_scale)
 

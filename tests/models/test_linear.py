@@ -1,0 +1,120 @@
+"""`linear` against `F.linear` in float64: results, gradients and what is kept, with either library."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from models import linear as module
+from models.linear import Linear, has_faster_onednn, linear
+from models.vit import ScaledLinear
+
+HAS_OPERATOR = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+SHAPES = [((2, 3, 40), 24, 56), ((2, 3, 40), 56, 24), ((3, 5), 8, 24), ((300,), 8, 8)]
+
+
+@pytest.fixture(
+    params=["addmm", pytest.param("onednn", marks=pytest.mark.skipif(not HAS_OPERATOR, reason=""))]
+)
+def library(request, monkeypatch):
+    monkeypatch.setattr(module, "_HAS_FASTER_ONEDNN", request.param == "onednn")
+    return request.param
+
+
+def difference(one, other):
+    """Largest difference, as a share of the largest value."""
+    return float((one.detach().double() - other).abs().max() / other.detach().abs().max())
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.702])
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), SHAPES)
+def test_result_and_gradients_are_those_of_float64(library, rows, inputs, outputs, has_bias, scale):
+    torch.manual_seed(0)
+    tensors = [torch.randn(*rows, inputs), torch.randn(outputs, inputs)]
+    tensors += [torch.randn(outputs)] if has_bias else []
+    grad = torch.randn(*rows, outputs)
+    own = [tensor.clone().requires_grad_() for tensor in tensors]
+    exact = [tensor.double().requires_grad_() for tensor in tensors]
+    result = linear(*own, scale=scale)
+    expected = F.linear(exact[0], exact[1] * scale, *exact[2:])
+    assert result.shape == expected.shape and difference(result, expected) < 1e-6
+    gradients = torch.autograd.grad(result, own, grad)
+    for one, other in zip(gradients, torch.autograd.grad(expected, exact, grad.double()), strict=True):
+        assert one.shape == other.shape and one.is_contiguous()
+        assert difference(one, other) < 1e-6
+    with torch.no_grad():
+        assert torch.equal(linear(*own, scale=scale), result)
+
+
+def test_onednn_computes_where_it_is_faster_and_nowhere_else(monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        module, "_onednn_product", lambda a, b, bias: calls.append(a.shape) or F.linear(a, b, bias)
+    )
+    layer, many, few = Linear(8, 16), torch.randn(64, 8), torch.randn(63, 8)
+    for is_faster, expected in ((True, 1), (False, 0)):
+        monkeypatch.setattr(module, "_HAS_FASTER_ONEDNN", is_faster)
+        calls.clear()
+        for x in (many, few):
+            layer(x)
+        layer.double()(many.double())
+        layer.float()
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layer(many).dtype == torch.bfloat16
+        assert len(calls) == expected
+
+
+def test_a_scaled_layer_keeps_its_input_only(library):
+    layer, x = ScaledLinear(8, 24, scale=2.0, scale_bias=True), torch.randn(100, 8)
+    own = {tensor.data_ptr() for tensor in (x, *layer.parameters())}
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        layer(x).sum()
+    assert {tensor.data_ptr() for tensor in kept if tensor.dim() > 1} <= own
+
+
+@pytest.mark.parametrize("needs", list(itertools.product([True, False], repeat=3)), ids=str)
+def test_only_what_is_asked_for_has_a_gradient(library, needs):
+    tensors = [torch.randn(70, 8), torch.randn(16, 8), torch.randn(16)]
+    for tensor, is_needed in zip(tensors, needs, strict=True):
+        tensor.requires_grad_(is_needed)
+    result = linear(*tensors, scale=3.0)
+    assert result.requires_grad == any(needs)
+    if any(needs):
+        result.sum().backward()
+    assert [tensor.grad is not None for tensor in tensors] == list(needs)
+
+
+def test_gradients_under_autocast_are_those_of_a_linear_layer(library):
+    torch.manual_seed(0)
+    x, layer = torch.randn(80, 8), Linear(8, 16)
+    for scale in (1.0, 2.0):
+        gradients = []
+        for compute in (linear, lambda x, weight, bias, scale: F.linear(x, weight * scale, bias)):
+            with torch.autocast("cpu", torch.bfloat16):
+                result = compute(x, layer.weight, layer.bias, scale=scale)
+            assert result.dtype == torch.bfloat16
+            gradients.append(torch.autograd.grad(result.float().square().sum(), list(layer.parameters())))
+        for one, other in zip(*gradients, strict=True):
+            assert one.dtype == torch.float32
+            assert difference(one, other.double()) < 2e-2  # bf16 has 8 bits
+
+
+def test_the_vendor_is_read_from_cpuinfo(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(module.platform, "machine", lambda: "x86_64")
+
+    def found(text):
+        path = tmp_path / "cpuinfo"
+        path.write_text(text)
+        return has_faster_onednn(path)
+
+    assert found("processor : 0\nvendor_id\t: AuthenticAMD\n") == HAS_OPERATOR
+    assert not found("processor : 0\nvendor_id\t: GenuineIntel\n")
+    assert not found("nothing")
+    assert not has_faster_onednn(Path(tmp_path / "absent"))
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert not found("vendor_id\t: AuthenticAMD\n")
