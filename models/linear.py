@@ -1,6 +1,8 @@
 """Linear layers whose products are computed by the fastest library of the device."""
 
 import platform
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +10,32 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_ENOUGH_ROWS = 64  # with fewer, oneDNN's preparation of the operands costs more than it saves
+_ENOUGH_WORK = 2**22  # multiply-accumulates; with fewer, oneDNN takes longer to prepare than it saves
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, scale: float = 1.0) -> Tensor:
+@dataclass(frozen=True)
+class Origin:
+    """How the input of a linear layer is computed again, from a tensor that is kept anyway."""
+
+    compute: Callable[[Tensor], Tensor]
+    """Without effects, such as a layer norm or an activation."""
+    source: Tensor
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    scale: float = 1.0,
+    origin: Origin | None = None,
+) -> Tensor:
     """`scale * x @ weight.T + bias`: ... I, O I, O -> ... O.
 
     No scaled copy of the weight is kept for the backward. In fp32 on the CPUs of `has_faster_onednn` the
     three products are oneDNN's. Compiled and exported graphs get the plain operations.
+
+    origin: where given, x is not kept for the backward, but computed again.
     """
     if torch.compiler.is_compiling():
         return F.linear(x, weight if scale == 1.0 else weight * scale, bias)
@@ -23,54 +43,62 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, scale: floa
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    if scale == 1.0 and not _uses_onednn(x.dtype, x.device, x.shape[:-1].numel()):
+    if scale == 1.0 and origin is None and not _uses_onednn(x, x.numel() * len(weight)):
         return F.linear(x, weight, bias)
-    result: Tensor = _Linear.apply(x, weight, bias, scale)
+    compute, source = (None, x) if origin is None else (origin.compute, origin.source)
+    result: Tensor = _Linear.apply(x, weight, bias, scale, compute, source.detach())
     return result
 
 
 class Linear(nn.Linear):
     """`nn.Linear`, computed by `linear`."""
 
-    def forward(self, x: Tensor) -> Tensor:  # ... I -> ... O
-        return linear(x, self.weight, self.bias)
+    def forward(self, x: Tensor, origin: Origin | None = None) -> Tensor:  # ... I -> ... O
+        return linear(x, self.weight, self.bias, origin=origin)
 
 
 class _Linear(torch.autograd.Function):
     """`linear` with the gradients of a linear layer."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        scale: float,
+        compute: Callable[[Tensor], Tensor] | None,
+        source: Tensor,
+    ) -> Tensor:
         _, needs_weight, *_ = ctx.needs_input_grad
-        ctx.save_for_backward(x if needs_weight else None, weight)
-        ctx.scale = scale
+        ctx.save_for_backward(source if needs_weight else None, weight)
+        ctx.scale, ctx.compute, ctx.dtype = scale, compute, x.dtype
         return _product(x.flatten(0, -2), weight, bias, scale).unflatten(0, x.shape[:-1])
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        x, weight = ctx.saved_tensors
-        needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        source, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         rows = gradient.flatten(0, -2)  # R O
         of_x = of_weight = None
         if needs_x:
-            of_x = _product(rows, weight.t(), None, ctx.scale).unflatten(0, gradient.shape[:-1])
+            of_x = _product(rows, weight.t(), scale=ctx.scale).unflatten(0, gradient.shape[:-1])
         if needs_weight:
-            of_weight = _product(rows.t(), x.flatten(0, -2).t(), None, ctx.scale)
-        return of_x, of_weight, rows.sum(0) if needs_bias else None, None
+            x = source if ctx.compute is None else ctx.compute(source).to(ctx.dtype)
+            of_weight = _product(rows.t(), x.flatten(0, -2).t())
+            of_weight = of_weight if ctx.scale == 1.0 else of_weight.mul_(ctx.scale)
+        return of_x, of_weight, rows.sum(0) if needs_bias else None, None, None, None
 
 
-def _product(a: Tensor, b: Tensor, bias: Tensor | None, scale: float) -> Tensor:  # R K, N K, N -> R N
-    """`scale * a @ b.T + bias`."""
-    if not _uses_onednn(a.dtype, a.device, max(a.shape)):
-        if bias is None and scale == 1.0:
-            return a @ b.t()
-        start = a.new_empty(()) if bias is None else bias
-        return torch.addmm(start, a, b.t(), beta=0 if bias is None else 1, alpha=scale)
-    of_result = len(a) * len(b)
+def _product(a: Tensor, b: Tensor, bias: Tensor | None = None, scale: float = 1.0) -> Tensor:
+    """`scale * a @ b.T + bias`: R K, N K, N -> R N."""
+    if not _uses_onednn(a, a.numel() * len(b)):
+        return F.linear(a, b if scale == 1.0 else b * scale, bias)
     if scale == 1.0:
         return _onednn_product(a, b, bias)
-    if of_result <= min(a.numel(), b.numel()):  # the factor goes to the smallest of the three
+    # The factor goes to the smallest of the three tensors.
+    if len(a) * len(b) <= min(a.numel(), b.numel()):
         return _onednn_product(a, b, None if bias is None else bias / scale).mul_(scale)
     return _onednn_product(*((a * scale, b) if a.numel() <= b.numel() else (a, b * scale)), bias)
 
@@ -80,8 +108,10 @@ def _onednn_product(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:  # R K
     return result
 
 
-def _uses_onednn(dtype: torch.dtype, device: torch.device, rows: int) -> bool:
-    return _HAS_FASTER_ONEDNN and device.type == "cpu" and dtype == torch.float32 and rows >= _ENOUGH_ROWS
+def _uses_onednn(operand: Tensor, work: int) -> bool:
+    """work: multiply-accumulates of the product."""
+    is_fp32 = operand.device.type == "cpu" and operand.dtype == torch.float32
+    return _HAS_FASTER_ONEDNN and is_fp32 and work >= _ENOUGH_WORK
 
 
 def has_faster_onednn(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from models.config import UniFormerV2Config
 from models.drop import DropPath, MaskedBlock
 from models.global_block import DepthwiseConv3d
-from models.linear import Linear
+from models.linear import Linear, Origin
 from models.temporal_modules import TemporalShift, create_branch
 from models.vit import Mlp, SpatialAttention, initialise_vit_block
 
@@ -49,6 +49,10 @@ class LocalUniBlock(MaskedBlock):
 
     layer: number of the block, from 0; `config.local_layers` selects those with local parts. streams: (B,
     own masks), of `own_streams`; required in training if a drop rate is above 0.
+
+    The backward computes the outputs of layer norms and of the MLP's activation again: always on a CPU, where
+    that takes no time, and on a GPU if the model recomputes blocks and this is none of them. A GPU with
+    enough memory has no use for it.
     """
 
     def __init__(self, config: UniFormerV2Config, drop_path: float, layer: int) -> None:
@@ -57,6 +61,7 @@ class LocalUniBlock(MaskedBlock):
         has_local = config.has_local(layer)
         local = config.local_mhra if has_local else 0
         self.grid = config.grid
+        self.recomputes_inputs = 0 < config.recomputed_blocks <= layer
         self.local_dpe = _zero_dpe(width) if config.local_dpe and local else None
         self.local_1 = LocalTemporalMHRA(width, config.local_width) if local >= 1 else None
         self.norm_1 = nn.LayerNorm(width, eps)
@@ -88,10 +93,15 @@ class LocalUniBlock(MaskedBlock):
         if self.temporal is not None:
             x = _add_to_patches(x, self.temporal, self.drop_temporal, streams)
         attended = x if self.shift is None else torch.cat([x[:, :, :1], self.shift(x[:, :, 1:])], dim=2)
-        x = x + self.drop_attention(self.attention(self.norm_1(attended)), streams)
+        branch = self.attention(self.norm_1(attended), self._origin(self.norm_1, attended))
+        x = x + self.drop_attention(branch, streams)
         if self.local_2 is not None:
             x = _add_to_patches(x, self.local_2, self.drop_local_2, streams)
-        return x + self.drop_mlp(self.mlp(self.norm_2(x), streams), streams)
+        branch = self.mlp(self.norm_2(x), streams, self._origin(self.norm_2, x))
+        return x + self.drop_mlp(branch, streams)
+
+    def _origin(self, norm: nn.Module, x: Tensor) -> Origin | None:
+        return Origin(norm, x) if x.device.type == "cpu" or self.recomputes_inputs else None
 
     def _with_positions(self, x: Tensor, dpe: DepthwiseConv3d) -> Tensor:  # B T 1+N C -> B T 1+N C
         class_token, patches = x[:, :, :1], x[:, :, 1:]

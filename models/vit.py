@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from models.config import UniFormerV2Config
 from models.drop import Dropout
-from models.linear import Linear, linear
+from models.linear import Linear, Origin, linear
 
 QUICK_GELU_SLOPE = 1.702
 
@@ -104,15 +104,15 @@ class SpatialAttention(nn.Module):
         self.out = Linear(width, width)
         self.layer_scale = create_layer_scale(width, layer_scale)
 
-    def forward(self, x: Tensor) -> Tensor:  # B T L C -> B T L C
-        qkv = self.qkv(x).flatten(0, 1).unflatten(-1, (3, self.heads, -1))  # BT L 3 heads D
+    def forward(self, x: Tensor, origin: Origin | None = None) -> Tensor:  # B T L C -> B T L C
+        qkv = self.qkv(x, origin).flatten(0, 1).unflatten(-1, (3, self.heads, -1))  # BT L 3 heads D
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # BT heads L D
         bias = None if self.positions is None else self.positions().to(query.dtype)  # heads L L
         mixed = F.scaled_dot_product_attention(query, key, value, bias)  # BT heads L D
         return self.layer_scale(self.out(mixed.transpose(1, 2).reshape(x.shape)))
 
 
-class ScaledLinear(nn.Linear):
+class ScaledLinear(Linear):
     """A linear layer with its weight, and its bias if `scale_bias`, multiplied by `scale`."""
 
     def __init__(self, inputs: int, outputs: int, *, scale: float, scale_bias: bool) -> None:
@@ -120,9 +120,9 @@ class ScaledLinear(nn.Linear):
         self.scale = scale
         self.bias_scale = scale if scale_bias else 1.0
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, origin: Origin | None = None) -> Tensor:
         bias = self.bias if self.bias_scale == 1.0 else self.bias * self.bias_scale
-        return linear(x, self.weight, bias, scale=self.scale)
+        return linear(x, self.weight, bias, scale=self.scale, origin=origin)
 
 
 class Mlp(nn.Module):
@@ -132,7 +132,8 @@ class Mlp(nn.Module):
     matrix products: the widest tensor of the model then needs one kernel instead of three, and keeps one
     tensor for the backward instead of two.
 
-    layer_scale: initial value of a `LayerScale` of the result; None has none.
+    layer_scale: initial value of a `LayerScale` of the result; None has none. origin: of the input; where
+    given, the output of the activation is computed again as well.
     """
 
     def __init__(
@@ -144,8 +145,8 @@ class Mlp(nn.Module):
         layer_scale: float | None = None,
     ) -> None:
         super().__init__()
-        self.expand: nn.Linear
-        self.contract: nn.Linear
+        self.expand: Linear
+        self.contract: Linear
         self.activation: nn.Module
         if activation == "quick_gelu":
             self.expand = ScaledLinear(width, hidden, scale=QUICK_GELU_SLOPE, scale_bias=True)
@@ -158,8 +159,14 @@ class Mlp(nn.Module):
         self.dropout = Dropout(dropout)
         self.layer_scale = create_layer_scale(width, layer_scale)
 
-    def forward(self, x: Tensor, streams: Tensor | None = None) -> Tensor:  # B ... C -> B ... C
-        return self.layer_scale(self.contract(self.dropout(self.activation(self.expand(x)), streams)))
+    def forward(
+        self, x: Tensor, streams: Tensor | None = None, origin: Origin | None = None
+    ) -> Tensor:  # B ... C -> B ... C
+        hidden = self.expand(x, origin)
+        activated = self.activation(hidden)
+        dropped = self.dropout(activated, streams)
+        again = Origin(self.activation, hidden) if origin is not None and dropped is activated else None
+        return self.layer_scale(self.contract(dropped, again))
 
 
 def initialise_vit_block(attention: SpatialAttention, mlp: Mlp, depth: int) -> None:

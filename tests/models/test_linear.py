@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from models import linear as module
-from models.linear import Linear, has_faster_onednn, linear
+from models.linear import Linear, Origin, has_faster_onednn, linear
 from models.vit import ScaledLinear
 
 HAS_OPERATOR = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -20,6 +20,7 @@ SHAPES = [((2, 3, 40), 24, 56), ((2, 3, 40), 56, 24), ((3, 5), 8, 24), ((300,), 
 )
 def library(request, monkeypatch):
     monkeypatch.setattr(module, "_HAS_FASTER_ONEDNN", request.param == "onednn")
+    monkeypatch.setattr(module, "_ENOUGH_WORK", 0)
     return request.param
 
 
@@ -54,6 +55,7 @@ def test_onednn_computes_where_it_is_faster_and_nowhere_else(monkeypatch):
     monkeypatch.setattr(
         module, "_onednn_product", lambda a, b, bias: calls.append(a.shape) or F.linear(a, b, bias)
     )
+    monkeypatch.setattr(module, "_ENOUGH_WORK", 64 * 8 * 16)
     layer, many, few = Linear(8, 16), torch.randn(64, 8), torch.randn(63, 8)
     for is_faster, expected in ((True, 1), (False, 0)):
         monkeypatch.setattr(module, "_HAS_FASTER_ONEDNN", is_faster)
@@ -65,6 +67,25 @@ def test_onednn_computes_where_it_is_faster_and_nowhere_else(monkeypatch):
         with torch.autocast("cpu", torch.bfloat16):
             assert layer(many).dtype == torch.bfloat16
         assert len(calls) == expected
+
+
+def test_an_input_with_an_origin_is_computed_again(library):
+    torch.manual_seed(0)
+    x, norm, layer = torch.randn(70, 8, requires_grad=True), torch.nn.LayerNorm(8), Linear(8, 16)
+    inputs = [x, *norm.parameters(), *layer.parameters()]
+    normed = norm(x)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        result = layer(normed, Origin(norm, x))
+    assert normed.data_ptr() not in {tensor.data_ptr() for tensor in kept}
+    gradients = torch.autograd.grad(result.square().sum(), inputs)
+    expected = torch.autograd.grad(layer(norm(x)).square().sum(), inputs)
+    assert all(map(torch.equal, gradients, expected))
+    result = layer(norm(x), Origin(norm, x))
+    with torch.no_grad():
+        x.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(result.sum(), layer.weight)
 
 
 def test_a_scaled_layer_keeps_its_input_only(library):

@@ -168,9 +168,11 @@ class MemoryModel:
             "batch": micro_batch,
             "bytes_per_element": self._element,
             "autocast": self.precision == "autocast",
+            "recomputed_blocks": recomputed_blocks,
+            "on_cpu": self.kind == "cpu",
         }
-        kept = activation_bytes(self.config, recomputed_blocks=recomputed_blocks, **options)
-        return max(kept + backward_bytes(self.config, **options), self._inference(micro_batch))
+        working = activation_bytes(self.config, **options) + backward_bytes(self.config, **options)
+        return max(working, self._inference(micro_batch))
 
     def _inference(self, clips: int) -> int:
         autocast = self.precision == "autocast"
