@@ -104,7 +104,7 @@ class PacketIndex:
             yield packet
 
     def to_bytes(self) -> bytes:
-        """A compressed record: 2 to 3 bytes for each packet."""
+        """A compressed record: about 2 bytes for each packet."""
         columns = [
             np.diff(self.begins, prepend=0) - np.concatenate([[0], self.sizes[:-1]]),
             self.sizes,

@@ -88,7 +88,9 @@ def read_database(path: Path, subset: str, findings: Findings) -> Untrimmed:
         videos += 1
         if video in durations:
             raise DataError(f"{place}: the database has this video twice, with and without v_; remove one")
-        durations[video] = max(0.0, parse_seconds(entry.get("duration", 0), f"{place}, duration"))
+        durations[video] = parse_seconds(entry.get("duration", 0), f"{place}, duration")
+        if durations[video] < 0:
+            raise DataError(f"{place}, duration: {durations[video]:g} s is below 0")
         if not segments:
             findings.add(NOT_ANNOTATED, video)
     if not videos:
@@ -106,6 +108,8 @@ def _annotation(annotation: Any, place: str) -> tuple[float, float, str]:
     try:
         start, end = annotation["segment"]
         label = annotation["label"]
+        if not isinstance(annotation["segment"], list):
+            raise TypeError
     except (TypeError, KeyError, ValueError) as error:
         raise DataError(f"{place}: expected segment, [START, END], and label") from error
     if not isinstance(label, str) or not label.strip():

@@ -3,7 +3,7 @@
 import os
 from array import array
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +16,13 @@ from pipelines.dataset.prepare.class_names import (
 )
 from pipelines.dataset.prepare.findings import Findings
 from pipelines.dataset.prepare.listing import Listing
-from pipelines.dataset.prepare.video_extensions import EXTENSIONS, STILL_IMAGES, extension, is_system_folder
+from pipelines.dataset.prepare.video_extensions import (
+    EXTENSIONS,
+    STILL_IMAGES,
+    extension,
+    holds,
+    is_system_folder,
+)
 from pipelines.errors import DataError
 from pipelines.formatting import format_count, printable
 
@@ -151,11 +157,11 @@ class _Walk:
         others: dict[str, list[str]] = {}
         for entry in inside:
             ending = extension(entry.name)
-            if _holds(entry.is_dir):
+            if holds(entry.is_dir):
                 folders.append(entry)
             elif entry.name.startswith("."):
                 self._findings.add(_HIDDEN, Path(entry.path))
-            elif not _holds(entry.is_file):
+            elif not holds(entry.is_file):
                 self._findings.add(_DANGLING if entry.is_symlink() else _SPECIAL, Path(entry.path))
             elif ending in self._extensions:
                 videos.append(entry.path)
@@ -201,14 +207,6 @@ class _Walk:
             self._findings.add(_REVISITED, Path(path))
             return False
         return True
-
-
-def _holds(test: Callable[[], bool]) -> bool:
-    """The result of a test of a directory entry; False for a link to itself."""
-    try:
-        return test()
-    except OSError:
-        return False
 
 
 def _identity(path: str | Path) -> tuple[int, int]:

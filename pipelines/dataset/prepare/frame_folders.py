@@ -10,7 +10,7 @@ from pipelines.dataset.manifest import SourceKind
 from pipelines.dataset.prepare.annotations import MISSING, as_listing
 from pipelines.dataset.prepare.findings import Findings
 from pipelines.dataset.prepare.listing import Listing
-from pipelines.dataset.prepare.video_extensions import is_system_folder
+from pipelines.dataset.prepare.video_extensions import holds, is_system_folder
 from pipelines.dataset.prepare.video_index import REPEATED, UNREADABLE
 from pipelines.errors import DataError
 from pipelines.formatting import printable
@@ -66,7 +66,11 @@ class FrameFolderIndex:
                 continue
             if any(entry.name.lower().endswith((".jpg", ".jpeg")) for entry in inside):
                 self._findings.add(NOT_ANNOTATED, Path(folder))
-            below = [entry for entry in inside if entry.is_dir(follow_symlinks=entry.name in names)]
+            below = [
+                entry
+                for entry in inside
+                if (holds(entry.is_dir) if entry.name in names else entry.is_dir(follow_symlinks=False))
+            ]
             yield from (entry.path for entry in below if entry.name in names)
             folders += [
                 entry.path

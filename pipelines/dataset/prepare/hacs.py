@@ -11,7 +11,7 @@ from pipelines.dataset.prepare.annotations import CONTRADICTORY
 from pipelines.dataset.prepare.class_names import class_name
 from pipelines.dataset.prepare.findings import Findings
 from pipelines.dataset.prepare.listing import Listing
-from pipelines.dataset.prepare.text_lines import csv_rows
+from pipelines.dataset.prepare.text_lines import check_fields, csv_rows, find_columns
 from pipelines.dataset.prepare.untrimmed import (
     Row,
     Segment,
@@ -96,12 +96,11 @@ def _rows(path: Path) -> Iterator[tuple[Segment, str, str, bool, int]]:
             f"{printable(path)}, line 1: found {printable(','.join(header)) or 'an empty file'}; expected "
             f"{','.join(COLUMNS)}"
         )
-    places = [header.index(name) for name in COLUMNS]
+    columns = find_columns(path, header, COLUMNS)
     for line, row in rows:
         place = f"{printable(path)}, line {line}"
-        if len(row) <= max(places):
-            raise DataError(f"{place}: {len(row)} fields; the header has {len(header)}")
-        name, video, subset, start, end, label = (row[index].strip() for index in places)
+        check_fields(row, header, columns, place)
+        name, video, subset, start, end, label = (row[columns[each]].strip() for each in COLUMNS)
         if subset not in SUBSETS:
             raise DataError(f"{place}: '{printable(subset)}' is no subset; expected {', '.join(SUBSETS)}")
         if label not in ("1", "-1"):

@@ -12,7 +12,7 @@ from pipelines.dataset.prepare.annotations import MISSING, YOUTUBE_ID, as_listin
 from pipelines.dataset.prepare.class_names import class_name
 from pipelines.dataset.prepare.findings import Findings
 from pipelines.dataset.prepare.listing import Listing
-from pipelines.dataset.prepare.text_lines import csv_rows, read_json
+from pipelines.dataset.prepare.text_lines import check_fields, csv_rows, find_columns, read_json
 from pipelines.dataset.prepare.video_index import VideoFileIndex
 from pipelines.errors import DataError
 from pipelines.formatting import format_list, printable
@@ -76,11 +76,10 @@ def _read_csv(path: Path) -> Iterator[Clip]:
                 f"{printable(path)}, line 1: no column {column}; found {found}; expected "
                 "label,youtube_id,time_start,time_end,split. For a list of paths and labels use prepare table"
             )
-    columns = {name: header.index(name) for name in _COLUMNS if name in header}
+    columns = find_columns(path, header, _COLUMNS)
     for line, row in rows:
         place = f"{printable(path)}, line {line}"
-        if len(row) <= max(columns.values()):
-            raise DataError(f"{place}: {len(row)} fields; the header has {len(header)}")
+        check_fields(row, header, columns, place)
         fields = {name: row[index].strip() for name, index in columns.items()}
         times = fields["time_start"], fields["time_end"]
         yield _clip(fields["youtube_id"], *times, fields.get("label", ""), path, f"line {line}")
@@ -95,6 +94,8 @@ def _read_json(path: Path) -> Iterator[Clip]:
         try:
             annotations = entry["annotations"]
             start, end = annotations["segment"]
+            if not isinstance(annotations["segment"], list):
+                raise TypeError
         except (TypeError, KeyError, ValueError) as error:
             raise DataError(f"{place}: expected annotations with segment: [start, end]") from error
         yield _clip(name, start, end, annotations.get("label", ""), path, printable(name))
@@ -173,7 +174,10 @@ def list_kinetics(annotations: Path, videos: Sequence[Path], *, version: str | N
     clips = unique_clips(read_annotations(annotations), findings)
     if not clips:
         raise DataError(f"{printable(annotations)}: no clip in it")
-    if not all(clip.label for clip in clips):
+    unlabelled = next((clip for clip in clips if not clip.label), None)
+    if unlabelled is not None and any(clip.label for clip in clips):
+        raise DataError(f"{printable(annotations)}, {unlabelled}: has no label")
+    if unlabelled is not None:
         raise DataError(
             f"{printable(annotations)}: has no labels: the test splits of Kinetics-600 and -700 are "
             "published without labels. Use the validation split"

@@ -12,6 +12,7 @@ from pipelines.dataset.prepare.class_names import class_name, read_class_names
 from pipelines.dataset.prepare.findings import Findings
 from pipelines.dataset.prepare.listing import Listing
 from pipelines.dataset.prepare.text_lines import csv_rows
+from pipelines.dataset.prepare.video_extensions import holds
 from pipelines.errors import DataError
 from pipelines.formatting import printable
 
@@ -47,6 +48,9 @@ def list_moments(annotations: Path, videos: Path, categories: Path) -> Listing:
             path = file if "/" in file else f"{label}/{file}"
             if path.startswith("/") or ".." in path.split("/"):
                 raise DataError(f"{place}: '{printable(path)}' is outside the folder of the videos")
+            if path.endswith("/") or "\0" in path:
+                raise DataError(f"{place}: '{printable(file)}' is no file name")
+            path = "/".join(part for part in path.split("/") if part not in ("", "."))
             yield path, label, f"line {line}"
 
     labels = merge_rows(rows(), findings)
@@ -72,6 +76,6 @@ def _files(folder: Path) -> frozenset[str]:
     """The names of a folder's files; none where there is no such folder."""
     try:
         with os.scandir(folder) as entries:
-            return frozenset(entry.name for entry in entries if entry.is_file())
+            return frozenset(entry.name for entry in entries if holds(entry.is_file))
     except OSError:
         return frozenset()

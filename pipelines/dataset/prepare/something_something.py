@@ -16,6 +16,8 @@ from pipelines.dataset.prepare.video_index import VideoFileIndex
 from pipelines.errors import DataError
 from pipelines.formatting import printable
 
+_DIGITS = 9  # of a class's number
+
 
 def read_labels(path: Path) -> tuple[str, ...]:
     """The class names of `something-something-v2-labels.json`, `{"Approaching something ...": "0", ...}`, by
@@ -28,11 +30,15 @@ def read_labels(path: Path) -> tuple[str, ...]:
     if not isinstance(document, dict) or not document:
         raise DataError(f"{printable(path)}: expected an object of class names with their numbers")
     by_number: dict[int, str] = {}
+    known: set[str] = set()
     for name, number in document.items():
-        if not str(number).isdecimal() or int(number) in by_number:
+        if not str(number).isdecimal() or len(str(number)) > _DIGITS or int(number) in by_number:
             raise DataError(
                 f"{printable(path)}, '{printable(name)}': {printable(str(number))} is no new number"
             )
+        if not name.strip() or class_name(name) in known:
+            raise DataError(f"{printable(path)}, '{printable(name)}': is no new class name")
+        known.add(class_name(name))
         by_number[int(number)] = class_name(name)
     if sorted(by_number) != list(range(len(by_number))):
         raise DataError(f"{printable(path)}: the numbers are not 0 to {len(by_number) - 1}")
@@ -110,4 +116,7 @@ def _entry(entry: Any, place: str) -> tuple[str, str]:
     template = entry.get("template")
     if not isinstance(template, str):
         raise DataError(f"{place}: has no template; the test split is published without labels")
-    return str(entry["id"]), class_name(template.replace("[", "").replace("]", ""))
+    video = entry["id"]
+    if isinstance(video, bool) or not isinstance(video, str | int) or not str(video).strip():
+        raise DataError(f"{place}: its id is '{printable(str(video))}'; expected a number")
+    return str(video), class_name(template.replace("[", "").replace("]", ""))

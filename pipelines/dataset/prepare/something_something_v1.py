@@ -10,7 +10,7 @@ from pipelines.dataset.prepare.class_names import class_name
 from pipelines.dataset.prepare.findings import Findings
 from pipelines.dataset.prepare.frame_folders import FRAME_RATE, check_frame_rate, list_frame_folders
 from pipelines.dataset.prepare.listing import Listing
-from pipelines.dataset.prepare.text_lines import open_lines
+from pipelines.dataset.prepare.text_lines import is_utf8, open_lines
 from pipelines.errors import DataError
 from pipelines.formatting import printable
 
@@ -69,6 +69,8 @@ def list_something_v1(
             label = class_name(text)
             if label not in known:
                 raise DataError(f"{place}: '{printable(label)}' is no class of {printable(labels)}")
+            if not video.strip():
+                raise DataError(f"{place}: expected ID;CLASS, found '{printable(line)}'")
             yield video.strip(), label, f"line {number}"
 
     classes = merge_rows(rows(), findings)
@@ -83,6 +85,11 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         with open_lines(path) as lines:
             for number, line in enumerate(lines, 1):
                 if text := line.strip():
+                    if "\0" in text or not is_utf8(text):
+                        raise DataError(
+                            f"{printable(path)}, line {number}: '{printable(text)}' is not UTF-8 text; save "
+                            "the file as UTF-8"
+                        )
                     yield number, text
     except OSError as error:
         raise DataError(f"{printable(path)}: cannot be read: {error.strerror}") from error

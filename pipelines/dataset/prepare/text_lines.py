@@ -3,7 +3,7 @@
 import codecs
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ def csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
         with open_lines(path) as lines:
             rows = csv.reader(lines)
             for row in rows:
-                if row:
+                if len(row) > 1 or (row and row[0].strip()):
                     yield rows.line_num, row
     except OSError as error:
         raise DataError(f"{printable(path)}: cannot be read: {error.strerror}") from error
@@ -71,12 +71,33 @@ def csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
         raise DataError(f"{printable(path)}: cannot be read as CSV: {error}") from error
 
 
+def find_columns(path: Path, header: Sequence[str], names: Sequence[str]) -> dict[str, int]:
+    """Where the columns are in the header of a CSV file; those that it lacks are not in the result.
+
+    Raises DataError for a name that the header has twice.
+    """
+    for name in names:
+        if header.count(name) > 1:
+            raise DataError(f"{printable(path)}, line 1: has the column {name} {header.count(name)} times")
+    return {name: header.index(name) for name in names if name in header}
+
+
+def check_fields(row: Sequence[str], header: Sequence[str], columns: dict[str, int], place: str) -> None:
+    """Raises DataError, which names the place, for a row without one of the columns, or with more fields than
+    its header has."""
+    if len(row) <= max(columns.values()) or any(field.strip() for field in row[len(header) :]):
+        hint = "; is a comma in a name not quoted?" if len(row) > len(header) else ""
+        raise DataError(f"{place}: {len(row)} fields; the header has {len(header)}{hint}")
+
+
 def read_json(path: Path) -> Any:
     """The document of a JSON file.
 
     Raises:
-        DataError: no such file, it is no JSON, or an object has a key twice.
+        DataError: no such file, it is no JSON, a text in it is not Unicode, or an object has a key twice.
     """
+    if path.exists() and not path.is_file():
+        raise DataError(f"{printable(path)}: cannot be read: it is not a file")
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -87,7 +108,12 @@ def read_json(path: Path) -> Any:
         return found
 
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
+        content = path.read_bytes()
+        text = content.decode(json.detect_encoding(content))
+        document = json.loads(text, object_pairs_hook=unique)
+        if "\\ud" in text or "\\uD" in text:  # half of a pair may be alone
+            json.dumps(document, ensure_ascii=False).encode()
+        return document
     except OSError as error:
         raise DataError(f"{printable(path)}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

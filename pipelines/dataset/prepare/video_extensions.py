@@ -1,6 +1,7 @@
 """File extensions of videos and images, and names of system folders."""
 
 import os
+from collections.abc import Callable
 
 # Containers, then streams without one.
 EXTENSIONS = frozenset(
@@ -44,3 +45,11 @@ def is_system_folder(name: str) -> bool:
     """Whether a folder is hidden or made by an operating system or NAS: it is not a class and has no
     videos."""
     return name.startswith(".") or name.lower() in _SYSTEM_FOLDERS
+
+
+def holds(test: Callable[[], bool]) -> bool:
+    """The result of a test of a directory entry; False for a link to itself."""
+    try:
+        return test()
+    except OSError:
+        return False

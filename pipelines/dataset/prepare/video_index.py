@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from pipelines.dataset.prepare.findings import Findings
-from pipelines.dataset.prepare.video_extensions import EXTENSIONS, extension, is_system_folder
+from pipelines.dataset.prepare.video_extensions import EXTENSIONS, extension, holds, is_system_folder
 from pipelines.errors import DataError
 from pipelines.formatting import printable
 
@@ -78,5 +78,5 @@ class VideoFileIndex:
             folders += [path for path in reversed(below) if not is_system_folder(os.path.basename(path))]
             for entry in inside:
                 hidden = entry.name.startswith(".")
-                if not hidden and extension(entry.name) in EXTENSIONS and entry.is_file():
+                if not hidden and extension(entry.name) in EXTENSIONS and holds(entry.is_file):
                     yield entry.path
