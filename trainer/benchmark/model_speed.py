@@ -132,13 +132,35 @@ def _limits(form: Form, common: dict[str, Any]) -> dict[str, Any]:
     return run_child("limits:measure_products", {**shape, **common}, threads=common["threads"])
 
 
+@dataclass(frozen=True)
+class Summary:
+    """Medians of one implementation."""
+
+    forward: float
+    """CPU seconds, or seconds on a GPU."""
+    step: float
+    """The same."""
+    wall: float
+    """Seconds of a step."""
+    peak: float
+    """Bytes of a step beyond its start."""
+
+    @classmethod
+    def of(cls, rounds: list[dict[str, Any]], unit: str) -> "Summary":
+        return cls(
+            forward=median(cost[unit] for each in rounds for cost in each["forward"]),
+            step=median(cost[unit] for each in rounds for cost in each["step"]),
+            wall=median(cost["seconds"] for each in rounds for cost in each["step"]),
+            peak=median(each["peak_bytes"] for each in rounds),
+        )
+
+
 def make_tables(measurements: list[dict[str, Any]], forms: dict[str, Form]) -> list[ResultTable]:
     """The table of what was measured so far. Raises RunError where implementations differ."""
-    from models.cost import multiply_accumulates, train_step_flops
-    from trainer.benchmark.model_task import THIS
-
+    on_gpu = measurements[0]["device"] == "cuda"
+    unit = "s" if on_gpu else "CPU s"
     rows: list[tuple[str, ...]] = []
-    shares, notes = [], []
+    notes: list[str] = []
     for name, form in forms.items():
         own = [each for each in measurements if each["form"] == name]
         limits = [each["limits"] for each in own if "limits" in each]
@@ -149,69 +171,75 @@ def make_tables(measurements: list[dict[str, Any]], forms: dict[str, Form]) -> l
         if not results:
             continue
         _check_equal(form, results)
-        on_gpu = own[0]["device"] == "cuda"
-        unit = "seconds" if on_gpu else "cpu"
+        field = "seconds" if on_gpu else "cpu"
+        found = {implementation: Summary.of(rounds, field) for implementation, rounds in results.items()}
         limit = median(each["flops_per_second" if on_gpu else "flops_per_cpu_second"] for each in limits)
-        shares += [each.get("limits", each)["others"] for each in own]
-        here = results.get(THIS)
-        for implementation, group in results.items():
-            forwards = [cost for each in group for cost in each["forward"]]
-            steps = [cost for each in group for cost in each["step"]]
-            forward, step = (median(cost[unit] for cost in costs) for costs in (forwards, steps))
-            wall = median(cost["seconds"] for cost in steps)
-            peak = median(each["peak_bytes"] for each in group)
-            flops = train_step_flops(form.config, recomputed_blocks=0) * form.batch
-            of_limit = flops / step / limit
-            of_forward = 2 * multiply_accumulates(form.config) * form.batch / forward / limit
-            ratios = ["-", "-", "-"]
-            if here is not None and implementation != THIS:
-                mine_forward, mine_step = (
-                    median(cost[unit] for each in here for cost in each[kind]) for kind in ("forward", "step")
-                )
-                mine_peak = median(each["peak_bytes"] for each in here)
-                ratios = [
-                    f"{forward / mine_forward:.2f}x",
-                    f"{step / mine_step:.2f}x",
-                    f"{peak / mine_peak:.2f}x",
-                ]
-            rows.append(
-                (
-                    str(form),
-                    implementation,
-                    f"{forward:.3g}",
-                    f"{100 * of_forward:.0f} %",
-                    f"{step:.3g}",
-                    f"{100 * of_limit:.0f} %",
-                    f"{form.batch / wall:.3g}",
-                    f"{peak / 2**20:,.0f}",
-                    *ratios,
-                )
-            )
+        rows += _rows(form, found, limit)
         copies = median(each["bytes_per_second"] for each in limits)
-        per = "s" if on_gpu else "CPU s"
         notes.append(
-            f"{form}: limit {limit / 1e9:,.0f} GFLOP per {per} (the MLP's first product), memory copy "
-            f"{copies / 1e9:.0f} GB/s{_mfu(flops / wall) if on_gpu else ''}"
+            f"{form}: limit {limit / 1e9:,.0f} GFLOP per {unit} (the MLP's first product), memory copy "
+            f"{copies / 1e9:.0f} GB/s{_mfu(form, found) if on_gpu else ''}"
         )
-    unit = "s" if measurements[0]["device"] == "cuda" else "CPU s"
     columns = (
         "form", "implementation", f"forward, {unit}", "of limit", f"step, {unit}", "of limit",
         "clips/s", "step's memory, MiB", "forward / this", "step / this", "memory / this",
     )  # fmt: skip
-    meaning = (
+    notes.append(
         "Medians. 'Of limit': FLOPs of the paper's model by the rate of a matrix product. Memory: the most "
         "during a step beyond its start."
     )
-    return [ResultTable("the model", columns, tuple(rows), (*notes, meaning, *interference(shares)))]
+    others = [each.get("limits", each)["others"] for each in measurements]
+    return [ResultTable("the model", columns, tuple(rows), (*notes, *interference(others)))]
 
 
-def _mfu(rate: float) -> str:
+def _rows(form: Form, found: dict[str, Summary], limit: float) -> list[tuple[str, ...]]:
+    """A row for each implementation, beside this model where that is measured."""
+    from models.cost import multiply_accumulates
+    from trainer.benchmark.model_task import THIS
+
+    of_forward = 2 * multiply_accumulates(form.config) * form.batch / limit
+    of_step = _flops(form) / limit
+    this = found.get(THIS)
+    rows = []
+    for implementation, own in found.items():
+        ratios = ["-", "-", "-"]
+        if this is not None and implementation != THIS:
+            pairs = ((own.forward, this.forward), (own.step, this.step), (own.peak, this.peak))
+            ratios = [f"{other / mine:.2f}x" for other, mine in pairs]
+        rows.append(
+            (
+                str(form),
+                implementation,
+                f"{own.forward:.3g}",
+                f"{100 * of_forward / own.forward:.0f} %",
+                f"{own.step:.3g}",
+                f"{100 * of_step / own.step:.0f} %",
+                f"{form.batch / own.wall:.3g}",
+                f"{own.peak / 2**20:,.0f}",
+                *ratios,
+            )
+        )
+    return rows
+
+
+def _flops(form: Form) -> float:
+    """Of a training step, by the paper's equations."""
+    from models.cost import train_step_flops
+
+    return train_step_flops(form.config, recomputed_blocks=0) * form.batch
+
+
+def _mfu(form: Form, found: dict[str, Summary]) -> str:
+    """The MFU of each implementation; empty where the GPU's peak is unknown."""
     import torch
 
     from trainer.monitoring.throughput import peak_flops
 
     peak = peak_flops(torch.cuda.get_device_name())
-    return "" if peak is None else f", MFU of the last row {100 * rate / peak:.1f} %"
+    if peak is None:
+        return ""
+    shares = [f"{name} {100 * _flops(form) / own.wall / peak:.1f} %" for name, own in found.items()]
+    return f"; MFU: {', '.join(shares)}"
 
 
 def _check_equal(form: Form, results: dict[str, list[dict[str, Any]]]) -> None:

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -32,7 +33,15 @@ from pipelines.benchmark.report import (
 )
 from pipelines.benchmark.task import THIS_LOADER, BenchmarkTask, TaskResult
 from pipelines.benchmark.torch_dataloaders import VIDEO_READERS, TrainBatches
-from pipelines.benchmark.videos import FOOTAGES, HEIGHT, WIDTH, make_videos, moving_window, source_folder
+from pipelines.benchmark.videos import (
+    FOOTAGES,
+    HEIGHT,
+    WIDTH,
+    SourceClip,
+    make_videos,
+    moving_window,
+    source_folder,
+)
 from pipelines.benchmark.workload import Workload, check_policies, combine_workloads
 from pipelines.dataset.manifest import Manifest
 from pipelines.decode.pyav import decode_frames
@@ -107,6 +116,8 @@ def test_each_footage_is_what_its_name_says_and_every_reader_finds_its_frames(
     kind: str, tmp_path: Path
 ) -> None:
     footage = FOOTAGES[kind]
+    clip = SourceClip(0, tmp_path, 1.0, 15, kind)
+    assert pickle.loads(pickle.dumps(clip)) == clip, "worker processes encode it"
     path = tmp_path / f"video{footage.format.extension}"
     moving = np.stack([np.roll(image(), 3 * number, axis=1) for number in range(40)])
     encode_video(path, moving, footage.format, 25, keyframe_interval=15)

@@ -187,3 +187,24 @@ def test_ctrl_c_prints_what_there_is(tmp_path, monkeypatch, capsys):
     assert bench.run(bench.parse(["scale", "--out", str(tmp_path)])) == 130
     assert "ranks: cut" in capsys.readouterr().out
     assert "ranks: cut" in (tmp_path / "results.md").read_text()
+
+
+def test_ratios_and_shares_of_the_limit_are_those_of_the_medians():
+    form = model_speed.ON_CPU["tiny"]
+    flops = model_speed._flops(form)
+
+    def measured(name, seconds, peak):
+        step = [{"seconds": 2 * seconds, "cpu": factor * seconds} for factor in (1, 1, 9)]
+        own = {"implementation": name, "forward": step, "step": step, "peak_bytes": peak, "others": 0.0}
+        return {**own, "logits": [0.0], "precision": "fp32", "form": "tiny", "device": "cpu"}
+
+    limits = {"flops_per_cpu_second": flops / 2, "bytes_per_second": 1e9, "others": 0.0}
+    measurements = [
+        {"form": "tiny", "device": "cpu", "limits": limits},
+        measured("this model", 4.0, 2**20),
+        measured("plain", 6.0, 3 * 2**20),
+    ]
+    (table,) = model_speed.make_tables(measurements, {"tiny": form})
+    this, plain = table.rows
+    assert this[4:8] == ("4", "50 %", "0.25", "1")
+    assert plain[-3:] == ("1.50x", "1.50x", "3.00x")
