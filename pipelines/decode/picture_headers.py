@@ -103,6 +103,9 @@ class PictureScan:
 
     def _add_slice(self, unit: bytes) -> None:
         """ITU-T H.264, 7.3.3."""
+        if self._frame_num_bits is None and unit[1] & 0x80:
+            self.b_pictures |= unit[1] in _B_SLICE_STARTS
+            return
         bits = Bits(_payload(unit[1 : 1 + _SLICE_BYTES]))
         bits.unsigned()  # first_mb_in_slice
         self.b_pictures |= bits.unsigned() in _H264_B
@@ -231,3 +234,15 @@ class Bits:
         while not self.read(1):
             zeros += 1
         return (1 << zeros) - 1 + self.read(zeros)
+
+
+def _starts_b_slice(byte: int) -> bool:
+    """Whether `byte`, behind the header of a NAL unit, starts a B-slice at the first macroblock."""
+    bits = Bits(bytes([byte]))
+    with suppress(IndexError):  # a slice_type that does not fit is none of the standard's
+        return bits.unsigned() == 0 and bits.unsigned() in _H264_B
+    return False
+
+
+_B_SLICE_STARTS = frozenset(filter(_starts_b_slice, range(256)))
+"""One byte has first_mb_in_slice 0 and any slice_type: a look-up takes a tenth of the time of `Bits`."""

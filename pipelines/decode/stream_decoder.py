@@ -17,6 +17,9 @@ VP9 = "libvpx-vp9"
 VP9_PIXELS = frozenset({"yuv420p", "yuv444p"})
 """Pixel formats that every build of it decodes."""
 
+_VP9_PICTURE = bytes.fromhex("8249834200007000760038241c194e00002020003b00")
+"""A keyframe of 8x8 grey pixels."""
+
 
 class StreamDecoder:
     """The decoder of a video stream, on one thread or, with `threads`, on all cores.
@@ -51,13 +54,18 @@ class StreamDecoder:
         """The frames that a packet completes; None flushes the delayed ones. Raises av.FFmpegError."""
         if self._reads_vp9 and packet is not None:
             if self._orientation is None:
-                self._orientation = self._orientation_by_own(packet)
+                self._orientation = self._orientation_by_own()
             if vp9_keyframe(bytes(memoryview(packet)[:4])):
                 self._keyframes.add(packet.pts)
         return self._codec.decode(packet)
 
-    def _orientation_by_own(self, packet: "av.Packet") -> Orientation:
-        """The orientation by FFmpeg's own decoder; the decoder `VP9` does not receive it."""
+    def _orientation_by_own(self) -> Orientation:
+        """The orientation by FFmpeg's own decoder; the decoder `VP9` does not receive it.
+
+        The container defines it, so any picture has it; a small one saves decoding a keyframe twice.
+        """
+        packet = av.Packet(len(_VP9_PICTURE))
+        packet.update(_VP9_PICTURE)
         frames = [*self._own.decode(packet), *self._own.decode(None)]
         self._own.flush_buffers()
         return orientation_of(frames[0]) if frames else UPRIGHT

@@ -38,6 +38,16 @@ def test_b_pictures_are_detected(tmp_path, kind, codec, b_pictures) -> None:
     assert not scan.field_pictures
 
 
+@pytest.mark.parametrize("first_macroblock", ["1", "010"])
+@pytest.mark.parametrize("kind", range(10))
+def test_each_type_of_slice_is_read_at_any_macroblock(kind: int, first_macroblock: str) -> None:
+    code = bin(kind + 1)[2:]
+    bits = (first_macroblock + "0" * (len(code) - 1) + code).ljust(16, "1")
+    scan = PictureScan("h264", b"")
+    scan.add(b"\x00\x00\x01\x41" + int(bits, 2).to_bytes(2, "big"))
+    assert scan.b_pictures is (kind in (1, 6))  # ITU-T H.264, table 7-6
+
+
 def test_field_pictures_are_detected_and_interlaced_frames_are_not(tmp_path) -> None:
     path = tmp_path / "fields.h264"
     path.write_bytes(field_pictures(3))
