@@ -19,7 +19,7 @@ from pipelines.benchmark.workload import NO_POLICY, Workload
 
 TABLE_COLUMNS = (
     "workload", "loader", "clips/s", "min-max", "ratio to this loader", "cores busy", "CPU ms/clip",
-    "of which",
+    "ratio of CPU", "of which",
 )  # fmt: skip
 INTERFERENCE_THRESHOLD = 0.05  # cores
 THIS_LOADER_COLOUR, COLOURS = "#e4572e", ("#4c78a8", "#9d9d9d", "#c9b458", "#b279a2")
@@ -80,17 +80,27 @@ def summarise(measurements: Iterable[LoaderMeasurement]) -> list[LoaderSummary]:
 
 def table_rows(summaries: Sequence[LoaderSummary]) -> list[tuple[str, ...]]:
     """Cells in the order of `TABLE_COLUMNS`."""
-    reference = {s.workload: s.rate for s in summaries if s.loader == THIS_LOADER and not s.problem}
+    reference = {s.workload: s for s in summaries if s.loader == THIS_LOADER and not s.problem}
     cells = []
     for summary in summaries:
         start = (str(summary.workload), summary.loader)
         if summary.problem:
-            cells.append((*start, *["-"] * 5, summary.problem))
+            cells.append((*start, *["-"] * 6, summary.problem))
             continue
-        ratio = f"{summary.rate / reference[summary.workload]:.2f}" if summary.workload in reference else "-"
+        ours = reference.get(summary.workload)
+        ratio, cpu_ratio = (
+            (f"{summary.rate / ours.rate:.2f}", f"{summary.cpu / ours.cpu:.2f}") if ours else ("-", "-")
+        )
         spread = f"{min(summary.rates):.1f}-{max(summary.rates):.1f}"
         parts = ", ".join(f"{name} {cpu:.1f}" for name, cpu in summary.stages.items())
-        figures = (f"{summary.rate:.1f}", spread, ratio, f"{summary.busy:.2f}", f"{summary.cpu:.1f}")
+        figures = (
+            f"{summary.rate:.1f}",
+            spread,
+            ratio,
+            f"{summary.busy:.2f}",
+            f"{summary.cpu:.1f}",
+            cpu_ratio,
+        )
         cells.append((*start, *figures, parts))
     return cells
 
@@ -148,7 +158,7 @@ def markdown(summaries: Sequence[LoaderSummary], about: dict[str, object]) -> st
     """The table as Markdown, below a line with the machine and the versions."""
     cells = [TABLE_COLUMNS, *table_rows(summaries)]
     lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells]
-    lines.insert(1, "|---|---|---:|---:|---:|---:|---:|---|")
+    lines.insert(1, "|---|---|---:|---:|---:|---:|---:|---:|---|")
     installed = ", ".join(f"{name} {number}" for name, number in versions().items())
     setup = f"{about['cores']} cores of {about['processor']}; {about['seconds']:g} s each; {installed}."
     return "\n".join([setup, "", *lines, ""])
