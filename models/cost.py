@@ -73,8 +73,9 @@ def activation_bytes(
     features = _tokens(config) * config.width
     # In a global block, the inputs of the DPE and the norm have the dtype between blocks.
     wide = 2 * features * (residual - bytes_per_element)
-    copied = 4 * config.width**2 + 2 * config.width * config.global_mlp_width
-    weights = copied if autocast else 0
+    # On a GPU, autograd keeps the scaled weights of `ScaledLinear`.
+    scaled = 0 if on_cpu and not autocast else 2 * config.width * config.global_mlp_width
+    weights = scaled + (4 * config.width**2 if autocast else 0)
     stage = batch * (_saved_by_global_block(config) * bytes_per_element + wide) + weights * bytes_per_element
     fusion = len(config.global_layers) * stage
     if config.frozen_backbone:
@@ -85,9 +86,9 @@ def activation_bytes(
     inputs = batch * (patch_input + (2 + recomputed) * features * residual)
     blocks = []
     for layer in range(config.depth):
-        weights = _weights_of_block(config, layer) if autocast else 0
-        weights += _position_biases(config)
         again = _recomputes_inputs(layer, recomputed, on_cpu)
+        scaled = 0 if again or config.activation != "quick_gelu" else 2 * config.width * config.mlp_width
+        weights = _position_biases(config) + (_weights_of_block(config, layer) if autocast else scaled)
         saved = _saved_by_block(config, layer, bytes_per_element, residual, recomputes_inputs=again)
         blocks.append(batch * saved + weights * bytes_per_element)
     # Recomputed blocks come first, so when the backward reaches them, all other activations are freed.

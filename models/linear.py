@@ -32,8 +32,9 @@ def linear(
 ) -> Tensor:
     """`scale * x @ weight.T + bias`: ... I, O I, O -> ... O.
 
-    No scaled copy of the weight is kept for the backward. In fp32 on the CPUs of `has_faster_onednn` the
-    three products are oneDNN's. Compiled and exported graphs get the plain operations.
+    On a CPU no scaled copy of the weight is kept for the backward, and in fp32 on the CPUs of
+    `has_faster_onednn` the three products are oneDNN's. Compiled and exported graphs get the plain
+    operations, and so does a GPU without an origin: a recomputed block then stops before its last product.
 
     origin: where given, x is not kept for the backward, but computed again.
     """
@@ -43,8 +44,9 @@ def linear(
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    if scale == 1.0 and origin is None and not _uses_onednn(x, x.numel() * len(weight)):
-        return F.linear(x, weight, bias)
+    needs_copy = scale != 1.0 and kind == "cpu"
+    if not (needs_copy or origin is not None or _uses_onednn(x, x.numel() * len(weight))):
+        return F.linear(x, weight if scale == 1.0 else weight * scale, bias)
     compute, source = (None, x) if origin is None else (origin.compute, origin.source)
     result: Tensor = _Linear.apply(x, weight, bias, scale, compute, source.detach())
     return result

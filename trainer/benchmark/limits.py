@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from models.linear import linear
 from trainer.benchmark.timing import OtherPrograms, measure_costs
 
 SECONDS = 1.0
@@ -17,7 +18,8 @@ _CHUNK = 2**24
 def measure_products(
     device: str, threads: int, rows: int, inner: int, columns: int, precision: str
 ) -> dict[str, Any]:
-    """The rate of a matrix product (rows, inner) x (inner, columns), and of a copy in memory.
+    """The rate of a matrix product (rows, inner) x (inner, columns), as the model computes it, and of a copy
+    in memory.
 
     Returns FLOP per second and per CPU second, and bytes read plus bytes written per second.
     """
@@ -25,10 +27,9 @@ def measure_products(
     place = torch.device(device)
     kind = torch.bfloat16 if precision == "bf16" else torch.float32
     a = torch.randn(rows, inner, device=place, dtype=kind)
-    b = torch.randn(inner, columns, device=place, dtype=kind)
-    out = torch.empty(rows, columns, device=place, dtype=kind)
+    b = torch.randn(columns, inner, device=place, dtype=kind)
     others = OtherPrograms()
-    products = measure_costs(lambda: torch.mm(a, b, out=out), place, SECONDS)
+    products = measure_costs(lambda: linear(a, b), place, SECONDS)
     flops = 2 * rows * inner * columns
     source = torch.ones(2**28 if place.type == "cuda" else 2**25, device=place)
     target = torch.empty_like(source)
