@@ -114,15 +114,22 @@ def _is_own(source: Path) -> bool:
 
 
 def _from_released(source: Path, frames: int | None) -> SavedWeights:
-    from models.weights.released import describe_released, load_released
+    from models.weights.names import find_tower
+    from models.weights.released import describe_released, is_released, load_released
 
+    stored = open_weights(source)
+    tower = None if is_released(stored.shapes) else find_tower(stored.shapes)
+    if tower is not None:
+        raise RunError(
+            f"{source} is an image model, {tower.family}, without video classes. A training starts from it: "
+            f"model.weights={source}"
+        )
     if frames is None:
         raise RunError(
             f"{source} has weights without metadata, like the released checkpoints; give the number of "
             "frames per clip (--frames 8)"
         )
     try:
-        stored = open_weights(source)
         is_bgr = describe_released(stored, frames=frames).config.temporal_downsample
         model = load_released(source, frames=frames, bgr_to_rgb=is_bgr)
     except ModelError as error:

@@ -112,7 +112,8 @@ def _lines(path: Path) -> list[tuple[int, str]]:
         with open_lines(path) as file:
             lines = [(number, line.strip()) for number, line in enumerate(file, start=1)]
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{printable(path)}: cannot be read as a list of class names: {error}") from error
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise DataError(f"{printable(path)}: cannot be read as a list of class names: {reason}") from error
     while lines and not lines[-1][1]:
         lines.pop()
     for number, line in lines:

@@ -4,6 +4,7 @@ import csv
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -53,6 +54,12 @@ def built(config: UniFormerV2Config) -> UniFormerV2:
 def small(classes: int = 710, **fields: Any) -> UniFormerV2:
     config = {**SMALL, "form": "scene", "global_layers": (1,), **fields}
     return built(build_config("b16", frames=4, num_classes=classes, **config))
+
+
+def image_tower_state() -> dict[str, torch.Tensor]:
+    vision = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 2, "head_width": 64}
+    text = {"context_length": 4, "vocab_size": 8, "width": 16, "heads": 2, "layers": 1}
+    return open_clip.CLIP(16, vision, text).visual.state_dict()
 
 
 @pytest.mark.parametrize("name", released_configs())
@@ -170,6 +177,10 @@ def test_a_mismatch_is_refused(tmp_path: Path) -> None:
     assert "--frames 8" in refusal(tmp_path / "five.pth", frames=None)
     torch.save({"weight": torch.zeros(2)}, tmp_path / "none.pth")
     assert "none.pth" in refusal(tmp_path / "none.pth")
+    tower = {f"visual.{name}": value for name, value in image_tower_state().items()}
+    torch.save(tower, tmp_path / "clip.pt")
+    for frames in (None, 4):
+        assert "is an image model, CLIP" in refusal(tmp_path / "clip.pt", frames=frames)
 
 
 def test_the_source_is_not_replaced(tmp_path: Path) -> None:
