@@ -41,6 +41,14 @@ def packets_path(manifest: Path) -> Path:
     return manifest.with_suffix(SUFFIX)
 
 
+def index_hint(manifest: Path) -> str:
+    """The lines for the user about a new manifest that has no packet indexes."""
+    return (
+        "No packet index was made; with one, clips are read without whole files:\n"
+        f"  prepare index {printable(manifest)}"
+    )
+
+
 class PacketTable:
     """A file of packet indexes that is open for reading."""
 

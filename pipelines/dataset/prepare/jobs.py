@@ -9,7 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-from pipelines.dataset.manifest import Manifest
+from pipelines.dataset.manifest import Manifest, SourceKind
+from pipelines.dataset.packet_table import index_hint
 from pipelines.dataset.prepare.activitynet import SUBSETS, list_activitynet
 from pipelines.dataset.prepare.build import build_manifest
 from pipelines.dataset.prepare.class_names import read_class_names
@@ -239,3 +240,5 @@ def run_listing_job(
         return
     compare_with_other_manifests(report, workers=args.workers, progress_of=progress_of)
     print(report.summary())
+    if listing.source == SourceKind.FILE:
+        print(index_hint(args.out))

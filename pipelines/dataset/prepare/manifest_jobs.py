@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.dataset.manifest import Manifest
+from pipelines.dataset.packet_table import index_hint, packets_path
 from pipelines.dataset.prepare.build import check_manifest
 from pipelines.dataset.prepare.class_balance import balance
 from pipelines.dataset.prepare.verify import verify_manifest
@@ -36,6 +37,8 @@ def add_manifest_jobs(
     def run_balance(args: argparse.Namespace) -> int:
         new = balance(args.manifest, args.out, args.power)
         print(f"wrote {printable(new.path)}: {len(new)} videos of {len(new.class_names)} classes")
+        if packets_path(args.manifest).exists():
+            print(index_hint(new.path))
         return 0
 
     def run_check(args: argparse.Namespace) -> int:
