@@ -148,7 +148,7 @@ def find_missing_nodes(request: JobRequest) -> str | None:
 
 
 def queued_jobs(run_dir: Path) -> list[QueuedJob]:
-    """A run's jobs that are in SLURM's queue. Raises RunError where SLURM does not answer."""
+    """A run's jobs that are in SLURM's queue, by number. Raises RunError where SLURM does not answer."""
     known = {line["job"] for line in read_job_lines(run_dir)[-_LATEST:]}
     return [job for job in queue(sorted(known)) if job.id in known]
 

@@ -10,14 +10,11 @@ from trainer.system.slurm import QueuedJob, run_command
 
 @dataclass(frozen=True)
 class _StageJobs:
-    """A stage that is not finished, and its jobs that SLURM has already."""
+    """A stage that is not finished, and its jobs that SLURM has already, by number: each continues the one
+    before."""
 
     submission: Submission
     queued: list[QueuedJob]
-
-    @property
-    def first(self) -> str:
-        return self.queued[0].id
 
     @property
     def last(self) -> str:
@@ -28,7 +25,8 @@ class _StageJobs:
 def submit_chain(planned: Sequence[Submission], print_line: Callable[[str], None] = print) -> None:
     """Submit a job for each stage that has none in the queue; the others keep theirs.
 
-    A queued job behind a new one waits for that instead: the job it was submitted after has ended.
+    The first job of a stage that waits is made to wait for the last one of the stage before: a new one, where
+    the job it was submitted after has ended, or one that continues it.
 
     planned: the stages that are not finished, in order. Raises RunError, before a job is submitted where a
     stage has a job that does not wait although one before it has none.
@@ -36,14 +34,12 @@ def submit_chain(planned: Sequence[Submission], print_line: Callable[[str], None
     stages = [_StageJobs(submission, queued_jobs(submission.home)) for submission in planned]
     _check_order(stages)
     before: str | None = None
-    is_new = False
     for stage in stages:
-        if stage.queued and (not is_new or _waits_for(stage.first, before)):
+        if stage.queued and _is_in_order(stage.queued, before):
             print_line(f"{stage.submission.home}: job {stage.last} is in the queue already")
             before = stage.last
             continue
         (before,) = submit(stage.submission, after=before, only_after_success=True)
-        is_new = True
         print_line(format_submission(stage.submission, [before]))
 
 
@@ -60,7 +56,17 @@ def _check_order(stages: Sequence[_StageJobs]) -> None:
         missing = missing or (None if stage.queued else stage.submission)
 
 
-def _waits_for(job: str, before: str | None) -> bool:
+def _is_in_order(queued: Sequence[QueuedJob], before: str | None) -> bool:
+    """Let the first of a stage's jobs that SLURM still has wait for `before`, unless one has begun.
+
+    The others wait for that one. False where SLURM has removed them all meanwhile.
+    """
+    if before is None or any(job.state != "PENDING" for job in queued):
+        return True
+    return any(_waits_for(job.id, before) for job in queued)
+
+
+def _waits_for(job: str, before: str) -> bool:
     """Let a pending job wait for another one. False where SLURM has removed it meanwhile."""
     try:
         run_command("scontrol", "update", f"JobId={job}", f"Dependency=afterok:{before}")

@@ -86,9 +86,13 @@ def run_command(*command: str) -> str:
 
 
 def queue(jobs: Sequence[str]) -> list[QueuedJob]:
-    """Those of some jobs that are in the queue; a job that ended is not. Raises RunError."""
+    """Those of some jobs that are in the queue, by number; a job that ended is not. Raises RunError.
+
+    squeue's own order puts jobs that wait before those that run.
+    """
     lines = _squeue(jobs, "--array", f"--format={chr(9).join(_FIELDS.values())}").splitlines() if jobs else []
-    return [QueuedJob(**dict(zip(_FIELDS, line.split("\t"), strict=True))) for line in lines]
+    found = [QueuedJob(**dict(zip(_FIELDS, line.split("\t"), strict=True))) for line in lines]
+    return sorted(found, key=lambda job: [int(number) for number in re.findall(r"\d+", job.id)])
 
 
 def job_states(job: str) -> list[str]:
