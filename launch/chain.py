@@ -75,7 +75,7 @@ def submit_stages(stages: list[Stage], args: argparse.Namespace) -> int:
         if not is_finished(stage)
     ]
     if args.dry_run:
-        print(*(each.text for each in planned), sep="\n", end="")
+        print(*(f"{each.text}\n" for each in planned), sep="", end="")
     else:
         submit_chain(planned)
     if not planned:

@@ -100,6 +100,25 @@ def test_options_that_would_have_no_effect_are_refused(
     assert message in capsys.readouterr().err
 
 
+def test_a_blank_line_follows_each_script_that_is_only_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [
+        "--run-dir",
+        str(tmp_path / "runs"),
+        "--slurm",
+        "--nodes",
+        "1",
+        "--gpus-per-node",
+        "0",
+        "--dry-run",
+    ]
+    monkeypatch.setattr(sys, "argv", ["chain.py", str(written(tmp_path)), *options])
+    assert main() == 0
+    first, second = capsys.readouterr().out.split("\n\n#!/bin/bash\n")
+    assert first.startswith("#!/bin/bash\n") and second.endswith("\n\n")
+
+
 def test_a_missing_file_is_named_in_plain_words(tmp_path: Path) -> None:
     with pytest.raises(
         RecipeError, match=r"cannot read a chain from .*none\.yaml: No such file or directory$"
