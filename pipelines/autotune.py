@@ -121,10 +121,11 @@ def autotune(
     )
     if timing and timing.advice:
         summary += f"; {timing.advice}"
-    if batch_bytes > AHEAD / 2 and options.prefetch is None:
+    frames_bytes = batch_bytes - source.output_bytes
+    if batch_bytes > AHEAD / 2 and frames_bytes > source.output_bytes and not source.clip.max_short_side:
         summary += (
-            f"; a batch has {batch_bytes / 2**30:.1f} GiB of frames and clips, and its augmentation needs "
-            "several times as much: augmentation.max_short_side scales the frames down while they are decoded"
+            f"; a batch has {frames_bytes / 2**30:.1f} GiB of decoded frames, and their augmentation needs "
+            "several times as much: augmentation.max_short_side scales them down while they are decoded"
         )
     return decoding, LoaderResources(options.device, workers, threads, prefetch, summary)
 

@@ -54,12 +54,17 @@ def test_small_batches_have_more_prefetch_so_that_no_worker_waits(motion_set: Mo
 
 
 def test_large_batches_have_no_second_one_ahead(motion_set: MotionSet) -> None:
-    """64 frames of 512 pixels, float32, are 192 MiB a clip."""
-    large = TrainClipSpec(64, 512)
-    resources = tune(motion_set.train, LoaderOptions(CPU, workers=2), clip=large)[1]
-    assert resources.prefetch == 1 and "max_short_side" in resources.summary
-    smaller = tune(motion_set.train, LoaderOptions(CPU, workers=2), micro_batch=2, clip=large)[1]
-    assert smaller.prefetch > 1 and "max_short_side" not in smaller.summary
+    def prefetch(clip: TrainClipSpec, micro_batch: int) -> tuple[int, bool]:
+        how = LoaderOptions(CPU, workers=2)
+        resources = tune(motion_set.train, how, micro_batch, clip)[1]
+        return resources.prefetch, "max_short_side" in resources.summary
+
+    large_clips = TrainClipSpec(64, 512)  # float32: 192 MiB a clip, from frames of at most 1 MiB
+    assert prefetch(large_clips, 8) == (1, False)
+    assert prefetch(large_clips, 2)[0] > 1
+    small_clips = TrainClipSpec(64, 16, crop_scale=(1, 1), crop_ratio=(1, 1))  # 0.2 MiB, from frames of 0.9
+    assert prefetch(small_clips, 2048) == (1, True)
+    assert prefetch(replace(small_clips, max_short_side=72), 2048) == (1, False)
 
 
 def test_the_process_that_measures_samples_imports_neither_torch_nor_dali() -> None:

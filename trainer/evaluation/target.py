@@ -122,6 +122,11 @@ def resolve_target(request: EvaluationRequest, environment: Environment) -> Eval
     pixels = read_preprocessing(weights.preprocessing, config.frames, config.resolution)
     views = pixels if recipe is None else recipe.evaluation
     recipe_bad_share = 0.01 if recipe is None else recipe.data.bad_share
+    if pixels.max_short_side is not None and request.decoder == "dali":
+        raise RunError(
+            f"--decoder dali: these weights need frames scaled to a short side of {pixels.max_short_side}, "
+            "which PyAV does; use auto, hybrid or pyav"
+        )
     view = ViewSpec(
         config.frames,
         config.resolution,

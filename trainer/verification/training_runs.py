@@ -54,7 +54,8 @@ def resume(task: VerificationTask) -> None:
     stopped = task.folder / "stopped"
     checked_run(task, "stopped by SIGTERM", stopped, settings, expected=85, stop_after=10)
     before = len(read_losses(stopped))
-    checked_run(task, f"resumed after {before} steps", stopped, settings)
+    task.report.measure("steps before the stop", str(before))
+    checked_run(task, "resumed", stopped, settings)
     after = read_losses(stopped)
     same = whole and after == losses["first"]
     task.report.check("bit for bit", same, _compared(losses["first"], after), "losses as without a stop")
