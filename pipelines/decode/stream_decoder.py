@@ -43,6 +43,8 @@ class StreamDecoder:
         for codec in {self._own, self._codec}:
             # Workers decode many clips at once; there, threads would only add copies and delay.
             codec.thread_type = "AUTO" if threads else "NONE"
+            if not threads:
+                codec.thread_count = 1  # libvpx has threads of its own, and starts one for each core
         if self.name in STRICT:
             self._codec.options = {"err_detect": STRICT[self.name]}
 

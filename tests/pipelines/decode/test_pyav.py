@@ -10,8 +10,9 @@ import pytest
 
 from pipelines.dataset.probe import probe_video
 from pipelines.decode import pyav
-from pipelines.decode.demux import open_video, read_index
+from pipelines.decode.demux import open_video, read_index, stored_packets
 from pipelines.decode.pyav import decode_frames
+from pipelines.decode.stream_decoder import StreamDecoder
 from pipelines.errors import VideoError
 from tests.pipelines.videos import KINDS, Kind, decode_all, make_video, moving_picture
 
@@ -191,3 +192,11 @@ def test_the_frames_of_the_moving_picture_differ() -> None:
 def test_making_videos_leaves_the_scheduling_as_it_was(tmp_path: Path) -> None:
     make_video(tmp_path, KINDS["av1"])
     assert os.sched_getscheduler(0) == os.SCHED_OTHER
+
+
+@pytest.mark.parametrize("name", ["vp9", "h264 with B-frames", "hevc"])
+def test_a_clip_is_decoded_on_the_calling_thread(name: str, tmp_path: Path) -> None:
+    with open_video(make_video(tmp_path, KINDS[name])) as (container, stream):
+        codec, before = StreamDecoder(stream), len(os.listdir("/proc/self/task"))
+        frames = [frame for packet in stored_packets(container, stream) for frame in codec.decode(packet)]
+        assert frames and len(os.listdir("/proc/self/task")) == before
