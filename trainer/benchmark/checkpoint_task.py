@@ -1,6 +1,5 @@
 """Saves and loads checkpoints of a model: `measure_checkpoints`, in a process of its own."""
 
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,8 @@ def measure_checkpoints(preset: str, device: str, threads: int, repeats: int, fo
 
     Returns the bytes of a checkpoint, and for each round the seconds that training pauses for the copy, those
     until the checkpoint is visible, those of a load from the disk, and the disk's rates for as many bytes.
+
+    folder: a new one, in which the checkpoints are left.
     """
     torch.set_num_threads(threads)
     out = Path(folder)
@@ -34,8 +35,7 @@ def measure_checkpoints(preset: str, device: str, threads: int, repeats: int, fo
     trained.engine.finish_step()
     engine = trained.engine
     checkpoints = out / "checkpoints"
-    shutil.rmtree(checkpoints, ignore_errors=True)
-    checkpoints.mkdir(parents=True)
+    checkpoints.mkdir()
     saver = Checkpointer(Retention(checkpoints, keep_best=False), every_minutes=None)
     rounds: list[dict[str, float]] = []
     size = 0
@@ -72,5 +72,4 @@ def measure_checkpoints(preset: str, device: str, threads: int, repeats: int, fo
             )
     saver.close()
     disconnect()
-    shutil.rmtree(checkpoints)
     return {"bytes": size, "rounds": rounds}

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import tempfile
 from statistics import median
 from typing import Any
 
@@ -23,11 +24,11 @@ def add_arguments(job: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, report: BenchmarkReport) -> None:
     """Measures on the disk of --out. Raises MeasurementError where there is too little space."""
     device, threads = resolve_device(args.device), len(os.sched_getaffinity(0))
-    folder = args.out.absolute() / "checkpoint"
-    folder.mkdir(parents=True, exist_ok=True)
     arguments: dict[str, Any] = {"preset": args.preset, "device": device, "repeats": args.repeats}
-    arguments |= {"threads": threads, "folder": str(folder)}
-    result = run_child("checkpoint_task:measure_checkpoints", arguments, threads=threads)
+    args.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="checkpoint-", dir=args.out.absolute()) as folder:
+        arguments |= {"threads": threads, "folder": folder}
+        result = run_child("checkpoint_task:measure_checkpoints", arguments, threads=threads)
     report.measurements.append(result)
     report.tables = [make_table(result, args.preset)]
 

@@ -5,7 +5,7 @@ A recipe is trained for some steps as `train` does, with tracking, without evalu
 
 import argparse
 import os
-import shutil
+import tempfile
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -33,19 +33,19 @@ def add_arguments(job: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, report: BenchmarkReport) -> None:
     """Trains in rounds, each in a process of its own. Raises MeasurementError where a training fails."""
     threads = len(os.sched_getaffinity(0))
+    args.out.mkdir(parents=True, exist_ok=True)
     with show_progress("training") as progress:
         progress(0, args.repeats)
         for repeat in range(args.repeats):
-            folder = args.out.absolute() / f"train-{repeat}"
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
+            # A new folder each time: one of that name may be a run of the user.
+            folder = tempfile.mkdtemp(prefix="train-", dir=args.out.absolute())
             arguments = {
                 "recipe": str(args.recipe),
                 "settings": args.set,
                 "steps": args.steps + WARM + 1,
                 "warm": WARM,
                 "loader_seconds": args.loader_seconds,
-                "folder": str(folder),
+                "folder": folder,
             }
             report.measurements.append(run_child("loop_task:measure_loop", arguments, threads=threads))
             report.tables = [make_table(report.measurements, str(args.recipe))]

@@ -6,6 +6,7 @@ On a CPU, each rank has one core, and ranks beyond the cores share them; gloo ad
 import argparse
 import os
 import socket
+import tempfile
 from statistics import median
 from typing import Any
 
@@ -44,7 +45,11 @@ def run(args: argparse.Namespace, report: BenchmarkReport) -> None:
         counts = [count for count in counts if count <= gpus]
     places = len(cores) if device == "cpu" else counts[-1]
     total, done = args.repeats * len(counts), 0
-    with show_progress("measuring ranks") as progress:
+    args.out.mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory(prefix="scale-", dir=args.out.absolute()) as folder,
+        show_progress("measuring ranks") as progress,
+    ):
         progress(0, total)
         for repeat in range(args.repeats):
             first = repeat % len(counts)
@@ -57,7 +62,7 @@ def run(args: argparse.Namespace, report: BenchmarkReport) -> None:
                         "device": device,
                         "core": cores[rank % len(cores)] if device == "cpu" else None,
                         "steps": args.steps,
-                        "folder": str(args.out.absolute() / "scale"),
+                        "folder": folder,
                     }
                     for rank in range(count)
                 ]

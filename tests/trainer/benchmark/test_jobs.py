@@ -88,7 +88,11 @@ def test_the_peak_is_that_of_the_tensors_that_live_at_the_same_time():
 
 def test_train_adds_up_to_the_whole_step(tmp_path, motion_set_settings):
     sizes = ["--steps", "4", "--repeats", "1", "--loader-seconds", "0.3"]
+    run = tmp_path / "train-0/config.yaml"  # as of a user's run
+    run.parent.mkdir()
+    run.touch()
     content = job(tmp_path, "train", *sizes, *motion_set_settings)
+    assert run.exists()
     (measured,) = content["measurements"]
     assert len(measured["steps"]) == 4
     for step in measured["steps"]:
@@ -115,7 +119,11 @@ def motion_set_settings(tmp_path):
 
 
 def test_checkpoint_saves_and_loads_all_of_the_state(tmp_path):
+    other = tmp_path / "checkpoint/checkpoints/mine"  # not of this command
+    other.mkdir(parents=True)
     content = job(tmp_path, "checkpoint", "--preset", "tiny", "--repeats", "1", "--device", "cpu")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "results.json", "results.md"]
+    assert other.exists()
     (measured,) = content["measurements"]
     weights = parameter_count(build_config("tiny", form="scene", frames=2, num_classes=400))
     assert measured["bytes"] == pytest.approx(12 * weights, rel=0.05)  # weights and two moments in float32
