@@ -20,7 +20,6 @@ from rich.console import Console
 from models import ModelError
 from pipelines.errors import DataError
 from trainer.benchmark import budget, checkpoints, loader_rate, loop_costs, model_speed, scaling
-from trainer.benchmark.arguments import check_positive
 from trainer.benchmark.report import BenchmarkReport
 from trainer.command import command_parser
 from trainer.errors import UserError
@@ -41,10 +40,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     for name, module in JOBS.items():
         job = jobs.add_parser(name, help=module.HELP, description=module.__doc__)
         module.add_arguments(job)
-        job.set_defaults(parser=job)
-    args = parser.parse_args(arguments)
-    check_positive(args.parser, args)
-    return args
+    return parser.parse_args(arguments)
 
 
 def run(args: argparse.Namespace) -> int:

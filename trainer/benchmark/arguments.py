@@ -3,7 +3,11 @@
 import argparse
 from pathlib import Path
 
+from pipelines.arguments import number
 from trainer.errors import RunError
+
+positive = number(1e-3)
+"""The type of a duration or rate."""
 
 
 def add_common(job: argparse.ArgumentParser) -> None:
@@ -24,12 +28,3 @@ def resolve_device(wanted: str) -> str:
     if wanted == "cuda" and not available:
         raise RunError("--device cuda: PyTorch finds no GPU here; use --device cpu")
     return "cuda" if available and wanted != "cpu" else "cpu"
-
-
-def check_positive(job: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Ends the program with a message for a number that is not above 0."""
-    for name, value in vars(args).items():
-        values = value if isinstance(value, list) else [value]
-        for each in values:
-            if isinstance(each, int | float) and not isinstance(each, bool) and each <= 0:
-                job.error(f"--{name.replace('_', '-')} must be above 0, not {each:g}")

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.benchmark.arguments import add_common
+from pipelines.arguments import integer
+from trainer.benchmark.arguments import add_common, positive
 from trainer.benchmark.report import BenchmarkReport, ResultTable
 
 if TYPE_CHECKING:
@@ -27,14 +28,20 @@ SHOWN_PLANS = 6
 def add_arguments(job: argparse.ArgumentParser) -> None:
     job.add_argument("--recipe", type=Path, default=Path("k400_l14_336_64f"), help="(%(default)s)")
     job.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="of the recipe")
-    job.add_argument("--classes", type=int, default=400, help="where the recipe names none (%(default)s)")
-    job.add_argument("--micro-batch", type=int, help="clips of a forward pass (what `train` would choose)")
-    job.add_argument("--recomputed-blocks", type=int, metavar="N", help="of the backbone (the same)")
-    job.add_argument("--ranks", type=int, default=8, help="that share the optimiser state (%(default)s)")
-    job.add_argument("--memory", type=float, default=80.0, help="GB of a GPU (%(default)g)")
-    job.add_argument("--tflops", type=float, default=790.0, help="of matrix products (%(default)g)")
-    job.add_argument("--bandwidth", type=float, default=3.35, help="of the memory, TB/s (%(default)g)")
-    job.add_argument("--peak", type=float, default=989.0, help="TFLOP/s, for the MFU (%(default)g)")
+    job.add_argument(
+        "--classes", type=integer(1), default=400, help="where the recipe names none (%(default)s)"
+    )
+    job.add_argument(
+        "--micro-batch", type=integer(1), help="clips of a forward pass (what `train` would choose)"
+    )
+    job.add_argument("--recomputed-blocks", type=integer(0), metavar="N", help="of the backbone (the same)")
+    job.add_argument(
+        "--ranks", type=integer(1), default=8, help="that share the optimiser state (%(default)s)"
+    )
+    job.add_argument("--memory", type=positive, default=80.0, help="GB of a GPU (%(default)g)")
+    job.add_argument("--tflops", type=positive, default=790.0, help="of matrix products (%(default)g)")
+    job.add_argument("--bandwidth", type=positive, default=3.35, help="of the memory, TB/s (%(default)g)")
+    job.add_argument("--peak", type=positive, default=989.0, help="TFLOP/s, for the MFU (%(default)g)")
     add_common(job)
 
 

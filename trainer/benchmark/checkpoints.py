@@ -7,6 +7,7 @@ from statistics import median
 from typing import Any
 
 from models.config import PRESETS
+from pipelines.arguments import integer
 from trainer.benchmark.arguments import add_common, add_device, resolve_device
 from trainer.benchmark.child import run_child
 from trainer.benchmark.report import BenchmarkReport, ResultTable, interference
@@ -16,7 +17,7 @@ HELP = "saving and loading, beside the rate of the disk"
 
 def add_arguments(job: argparse.ArgumentParser) -> None:
     job.add_argument("--preset", choices=tuple(PRESETS), default="b16", help="(%(default)s)")
-    job.add_argument("--repeats", type=int, default=3, help="rounds (%(default)s)")
+    job.add_argument("--repeats", type=integer(1), default=3, help="rounds (%(default)s)")
     add_device(job)
     add_common(job)
 

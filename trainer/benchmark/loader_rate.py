@@ -6,12 +6,13 @@ from pathlib import Path
 
 from rich.console import Console
 
+from pipelines.arguments import integer
 from pipelines.benchmark.measure import LoaderMeasurement, choose_cores, estimate_seconds, measure_all
 from pipelines.benchmark.report import draw_rates, format_table, interference_warning, summarise, write_report
 from pipelines.benchmark.task import THIS_LOADER
 from pipelines.benchmark.videos import FOOTAGES, make_videos
 from pipelines.benchmark.workload import check_policies, combine_workloads
-from trainer.benchmark.arguments import add_common
+from trainer.benchmark.arguments import add_common, positive
 from trainer.errors import RunError
 from trainer.monitoring.progress import show_progress
 
@@ -20,10 +21,13 @@ LOADERS = (THIS_LOADER, "torchcodec", "torchcodec, uint8", "PyAV", "decord")
 
 
 def add_arguments(job: argparse.ArgumentParser) -> None:
-    job.add_argument("--frames", type=int, action="append", help="of a clip; repeatable (8, 16)")
+    job.add_argument("--frames", type=integer(1), action="append", help="of a clip; repeatable (8, 16)")
     videos = job.add_mutually_exclusive_group()
     videos.add_argument(
-        "--gop", type=int, action="append", help="keyframe interval; repeatable (250, 12; see --footage)"
+        "--gop",
+        type=integer(1),
+        action="append",
+        help="keyframe interval; repeatable (250, 12; see --footage)",
     )
     videos.add_argument(
         "--videos", type=Path, metavar="MANIFEST", help="your own videos instead of the generated ones"
@@ -39,9 +43,9 @@ def add_arguments(job: argparse.ArgumentParser) -> None:
     )
     policy = "or none; repeatable (rand-m7-n4-mstd0.5-inc1)"
     job.add_argument("--rand-augment", action="append", metavar="POLICY", help=policy)
-    job.add_argument("--seconds", type=float, default=15.0, help="of each measurement (%(default)s)")
-    job.add_argument("--repeats", type=int, default=3, help="rounds (%(default)s)")
-    job.add_argument("--cores", type=int, help="that each loader may use (all)")
+    job.add_argument("--seconds", type=positive, default=15.0, help="of each measurement (%(default)s)")
+    job.add_argument("--repeats", type=integer(1), default=3, help="rounds (%(default)s)")
+    job.add_argument("--cores", type=integer(1), help="that each loader may use (all)")
     add_common(job)
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from trainer.benchmark.arguments import add_common
+from pipelines.arguments import integer
+from trainer.benchmark.arguments import add_common, positive
 from trainer.benchmark.child import run_child
 from trainer.benchmark.report import BenchmarkReport, ResultTable, interference
 from trainer.monitoring.progress import show_progress
@@ -24,9 +25,9 @@ MODEL = ("forward", "loss", "backward", "optimiser")
 def add_arguments(job: argparse.ArgumentParser) -> None:
     job.add_argument("--recipe", type=Path, default=Path("quickstart"), help="(%(default)s)")
     job.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="of the recipe")
-    job.add_argument("--steps", type=int, default=40, help="that count, each round (%(default)s)")
-    job.add_argument("--repeats", type=int, default=2, help="rounds (%(default)s)")
-    job.add_argument("--loader-seconds", type=float, default=5.0, help="of the loader alone (%(default)g)")
+    job.add_argument("--steps", type=integer(1), default=40, help="that count, each round (%(default)s)")
+    job.add_argument("--repeats", type=integer(1), default=2, help="rounds (%(default)s)")
+    job.add_argument("--loader-seconds", type=positive, default=5.0, help="of the loader alone (%(default)g)")
     add_common(job)
 
 

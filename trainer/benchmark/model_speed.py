@@ -8,7 +8,8 @@ from statistics import median
 from typing import Any
 
 from models.config import UniFormerV2Config, build_config
-from trainer.benchmark.arguments import add_common, add_device, resolve_device
+from pipelines.arguments import integer
+from trainer.benchmark.arguments import add_common, add_device, positive, resolve_device
 from trainer.benchmark.child import run_child
 from trainer.benchmark.report import BenchmarkReport, ResultTable, interference
 from trainer.errors import RunError
@@ -67,14 +68,17 @@ def add_arguments(job: argparse.ArgumentParser) -> None:
     job.add_argument(
         "--form", action="append", choices=tuple(ON_CPU), help=f"repeatable ({', '.join(DEFAULT)})"
     )
-    job.add_argument("--frames", type=int, help="of a clip, for all forms (8, 16; frozen on a CPU 2)")
-    job.add_argument("--batch", type=int, help="clips of a step, for all forms (1 on a CPU)")
+    job.add_argument("--frames", type=integer(1), help="of a clip, for all forms (8, 16; frozen on a CPU 2)")
+    job.add_argument("--batch", type=integer(1), help="clips of a step, for all forms (1 on a CPU)")
     job.add_argument("--compile", action="store_true", help="measure this model compiled, too (fp32 or bf16)")
     job.add_argument(
-        "--seconds", type=float, default=4.0, help="of forward passes and of steps, each time (%(default)g)"
+        "--seconds",
+        type=positive,
+        default=4.0,
+        help="of forward passes and of steps, each time (%(default)g)",
     )
-    job.add_argument("--repeats", type=int, default=2, help="rounds (%(default)s)")
-    job.add_argument("--threads", type=int, help="of a CPU (all cores)")
+    job.add_argument("--repeats", type=integer(1), default=2, help="rounds (%(default)s)")
+    job.add_argument("--threads", type=integer(1), help="of a CPU (all cores)")
     add_device(job)
     add_common(job)
 

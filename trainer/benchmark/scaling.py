@@ -11,6 +11,7 @@ from statistics import median
 from typing import Any
 
 from models.config import PRESETS
+from pipelines.arguments import integer
 from trainer.benchmark.arguments import add_common, add_device, resolve_device
 from trainer.benchmark.child import run_children
 from trainer.benchmark.report import BenchmarkReport, ResultTable
@@ -21,12 +22,12 @@ HELP = "clips per second of several ranks, and their efficiency"
 
 
 def add_arguments(job: argparse.ArgumentParser) -> None:
-    job.add_argument("--ranks", type=int, action="append", help="repeatable (1, 2, 4)")
+    job.add_argument("--ranks", type=integer(1), action="append", help="repeatable (1, 2, 4)")
     job.add_argument("--preset", choices=tuple(PRESETS), default="tiny", help="(%(default)s)")
-    job.add_argument("--frames", type=int, default=8, help="of a clip (%(default)s)")
-    job.add_argument("--batch", type=int, default=8, help="clips of a rank (%(default)s)")
-    job.add_argument("--steps", type=int, default=20, help="that count (%(default)s)")
-    job.add_argument("--repeats", type=int, default=3, help="rounds (%(default)s)")
+    job.add_argument("--frames", type=integer(1), default=8, help="of a clip (%(default)s)")
+    job.add_argument("--batch", type=integer(1), default=8, help="clips of a rank (%(default)s)")
+    job.add_argument("--steps", type=integer(1), default=20, help="that count (%(default)s)")
+    job.add_argument("--repeats", type=integer(1), default=3, help="rounds (%(default)s)")
     add_device(job)
     add_common(job)
 

@@ -174,11 +174,26 @@ def test_a_recipe_that_is_not_there_is_a_message(tmp_path):
         bench.run(bench.parse(["budget", "--recipe", "nowhere", "--out", str(tmp_path)]))
 
 
-def test_numbers_that_are_not_above_zero_are_refused(capsys):
-    for arguments in (["model", "--seconds", "0"], ["scale", "--ranks", "-1"], ["pipeline", "--frames", "0"]):
-        with pytest.raises(SystemExit):
-            bench.parse(arguments)
-        assert f"{arguments[1]} must be above 0" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "bounds"),
+    [
+        ("model --seconds 0", "no number of 0.001 or more"),
+        ("train --loader-seconds inf", "no number of 0.001 or more"),
+        ("budget --memory nan", "no number of 0.001 or more"),
+        ("scale --ranks -1", "no whole number of 1 or more"),
+        ("pipeline --frames 0", "no whole number of 1 or more"),
+        ("budget --recomputed-blocks -1", "no whole number of 0 or more"),
+    ],
+)
+def test_a_number_out_of_bounds_is_refused(arguments, bounds, capsys):
+    with pytest.raises(SystemExit):
+        bench.parse(arguments.split())
+    _, option, value = arguments.split()
+    assert f"argument {option}: '{value}' is {bounds}" in capsys.readouterr().err
+
+
+def test_no_recomputed_block_is_a_plan():
+    assert bench.parse(["budget", "--recomputed-blocks", "0"]).recomputed_blocks == 0
 
 
 def test_a_measurement_that_fails_says_why():
