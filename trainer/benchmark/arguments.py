@@ -10,8 +10,9 @@ positive = number(1e-3)
 """The type of a duration or rate."""
 
 
-def add_common(job: argparse.ArgumentParser) -> None:
-    job.add_argument("--out", type=Path, default=Path("runs/bench"), help="for all files (%(default)s)")
+def add_common(job: argparse.ArgumentParser, name: str) -> None:
+    """name: of the job; each has a folder of its own for its results."""
+    job.add_argument("--out", type=Path, default=Path("runs/bench", name), help="for all files (%(default)s)")
 
 
 def add_device(job: argparse.ArgumentParser) -> None:

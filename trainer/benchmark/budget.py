@@ -42,7 +42,7 @@ def add_arguments(job: argparse.ArgumentParser) -> None:
     job.add_argument("--tflops", type=positive, default=790.0, help="of matrix products (%(default)g)")
     job.add_argument("--bandwidth", type=positive, default=3.35, help="of the memory, TB/s (%(default)g)")
     job.add_argument("--peak", type=positive, default=989.0, help="TFLOP/s, for the MFU (%(default)g)")
-    add_common(job)
+    add_common(job, "budget")
 
 
 def run(args: argparse.Namespace, report: BenchmarkReport) -> None:

@@ -19,7 +19,7 @@ def add_arguments(job: argparse.ArgumentParser) -> None:
     job.add_argument("--preset", choices=tuple(PRESETS), default="b16", help="(%(default)s)")
     job.add_argument("--repeats", type=integer(1), default=3, help="rounds (%(default)s)")
     add_device(job)
-    add_common(job)
+    add_common(job, "checkpoint")
 
 
 def run(args: argparse.Namespace, report: BenchmarkReport) -> None:

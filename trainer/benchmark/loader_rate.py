@@ -46,7 +46,7 @@ def add_arguments(job: argparse.ArgumentParser) -> None:
     job.add_argument("--seconds", type=positive, default=15.0, help="of each measurement (%(default)s)")
     job.add_argument("--repeats", type=integer(1), default=3, help="rounds (%(default)s)")
     job.add_argument("--cores", type=integer(1), help="that each loader may use (all)")
-    add_common(job)
+    add_common(job, "pipeline")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -28,7 +28,7 @@ def add_arguments(job: argparse.ArgumentParser) -> None:
     job.add_argument("--steps", type=integer(1), default=40, help="that count, each round (%(default)s)")
     job.add_argument("--repeats", type=integer(1), default=2, help="rounds (%(default)s)")
     job.add_argument("--loader-seconds", type=positive, default=5.0, help="of the loader alone (%(default)g)")
-    add_common(job)
+    add_common(job, "train")
 
 
 def run(args: argparse.Namespace, report: BenchmarkReport) -> None:

@@ -80,7 +80,7 @@ def add_arguments(job: argparse.ArgumentParser) -> None:
     job.add_argument("--repeats", type=integer(1), default=2, help="rounds (%(default)s)")
     job.add_argument("--threads", type=integer(1), help="of a CPU (all cores)")
     add_device(job)
-    add_common(job)
+    add_common(job, "model")
 
 
 def run(args: argparse.Namespace, report: BenchmarkReport) -> None:

@@ -29,7 +29,7 @@ def add_arguments(job: argparse.ArgumentParser) -> None:
     job.add_argument("--steps", type=integer(1), default=20, help="that count (%(default)s)")
     job.add_argument("--repeats", type=integer(1), default=3, help="rounds (%(default)s)")
     add_device(job)
-    add_common(job)
+    add_common(job, "scale")
 
 
 def run(args: argparse.Namespace, report: BenchmarkReport) -> None:

@@ -192,6 +192,11 @@ def test_a_number_out_of_bounds_is_refused(arguments, bounds, capsys):
     assert f"argument {option}: '{value}' is {bounds}" in capsys.readouterr().err
 
 
+def test_each_job_has_a_folder_of_its_own():
+    folders = {name: bench.parse([name]).out for name in bench.JOBS}
+    assert folders == {name: Path("runs/bench", name) for name in bench.JOBS}
+
+
 def test_no_recomputed_block_is_a_plan():
     assert bench.parse(["budget", "--recomputed-blocks", "0"]).recomputed_blocks == 0
 
