@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from pipelines.errors import DataError, VideoError
 from pipelines.formatting import printable
@@ -79,7 +79,7 @@ def read_ranges(
 
     Args:
         ranges: begin and end, with begin < end.
-        version: of the object, as from `object_version`; empty for any.
+        version: of the object, as from `object_info`; empty for any.
 
     Raises:
         VideoError: there is no such object, or it ends before the end of a range.
@@ -116,17 +116,24 @@ def _get(store: Any, url: str, ranges: Sequence[tuple[int, int]]) -> list[tuple[
     return found
 
 
+class ObjectInfo(NamedTuple):
+    """What a store says of an object."""
+
+    size: int
+    """Bytes."""
+    version: str
+    """Changes when the object is replaced: its ETag, or else the time at which it was stored."""
+
+
+def object_info(url: str, *, patience: float = PATIENCE) -> ObjectInfo:
+    """Size and version of an object, with one request; raises as `read_ranges` does."""
+    answer = _attempt(url, lambda store: store.info(url, refresh=True), patience)
+    return ObjectInfo(int(answer["size"]), _version(answer))
+
+
 def object_size(url: str, *, patience: float = PATIENCE) -> int:
     """Bytes of an object; raises as `read_ranges` does."""
-    return int(_attempt(url, lambda store: store.info(url, refresh=True)["size"], patience))
-
-
-def object_version(url: str, *, patience: float = PATIENCE) -> str:
-    """What changes when an object is replaced: its ETag, or else the time at which it was stored.
-
-    Raises as `read_ranges` does.
-    """
-    return _attempt(url, lambda store: _version(store.info(url, refresh=True)), patience)
+    return object_info(url, patience=patience).size
 
 
 def _version(answer: Mapping[str, Any]) -> str:

@@ -3,23 +3,22 @@
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 
 from pipelines.errors import DataError, VideoError
 from pipelines.storage.block_cache import BLOCK, MINIMUM, BlockCache
 from pipelines.storage.byte_range_file import ByteRange, ByteRangeFile
+from pipelines.storage.object_records import ObjectRecords
 from pipelines.storage.object_store import (
     PATIENCE,
     ObjectReplaced,
     check_url,
     object_size,
-    object_version,
     read_ranges,
 )
 
 _REPLACED_AT_MOST = 3  # times, after which a read ends with an error
-_VERSIONS = 4096  # objects whose version a process keeps
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,11 @@ class StorageOptions:
         """The cache; made at the first use in a process. Raises DataError where it cannot be written."""
         return None if self.cache is None else BlockCache(self.cache, self.cache_bytes)
 
+    @cached_property
+    def records(self) -> ObjectRecords | None:
+        """Of the objects with blocks in the cache; raises as `blocks`."""
+        return None if self.blocks is None else ObjectRecords(self.blocks)
+
 
 DIRECT = StorageOptions()
 """Reads objects without a cache."""
@@ -53,7 +57,7 @@ class RemoteRange:
     """The bytes of a video in an object.
 
     The cache's blocks are named by URL, offset, length and version: `version`, or that of the object in the
-    store, for which a process asks once, and again where a later answer has another one.
+    store (see `ObjectRecords`), which is asked again where a later answer has another one.
     """
 
     url: str
@@ -71,7 +75,12 @@ class RemoteRange:
     @cached_property
     def size(self) -> int:
         """Bytes of the video. Raises VideoError and StoreUnavailable."""
-        return self.length or object_size(self.url, patience=self.options.patience) - self.offset
+        if self.length:
+            return self.length
+        records, patience = self.options.records, self.options.patience
+        if records is not None:
+            return records.get(self.url, patience).size - self.offset
+        return object_size(self.url, patience=patience) - self.offset
 
     def open(self) -> AbstractContextManager[ByteRangeFile]:
         """The video as a file."""
@@ -84,17 +93,20 @@ class RemoteRange:
             VideoError: the object is missing or too short.
             StoreUnavailable: the store is.
         """
-        cache = self.options.blocks
-        if cache is None:
+        cache, records, patience = self.options.blocks, self.options.records, self.options.patience
+        if cache is None or records is None:
             return self._fetch(ranges)
-        if self.version:
-            return self._read_cached(ranges, cache, self.version)
+        if self.version and self.length:
+            return self._read_cached(ranges, cache, self.version, self.length)
+        info = records.get(self.url, patience)
         for _ in range(_REPLACED_AT_MOST):
-            version = _version_of(self.url, self.options.patience)
+            size = self.length or info.size - self.offset
             try:
-                return self._read_cached(ranges, cache, version, version)
+                return self._read_cached(ranges, cache, self.version or info.version, size, info.version)
             except ObjectReplaced:
-                _version_of.cache_clear()
+                before, info = info, records.update(self.url, patience)
+                if self.version and info.size != before.size:
+                    raise VideoError("was replaced in the store by an object of another size") from None
         raise VideoError(f"was replaced in the store {_REPLACED_AT_MOST} times while it was read")
 
     def _fetch(self, ranges: Sequence[ByteRange], expected: str = "") -> list[bytes]:
@@ -102,14 +114,17 @@ class RemoteRange:
         return read_ranges(self.url, absolute, patience=self.options.patience, version=expected)
 
     def _read_cached(
-        self, ranges: Sequence[ByteRange], cache: BlockCache, version: str, expected: str = ""
+        self, ranges: Sequence[ByteRange], cache: BlockCache, version: str, size: int, expected: str = ""
     ) -> list[bytes]:
         """Whole blocks are fetched, and consecutive ones with one request.
 
         Args:
             version: of the blocks.
+            size: bytes of the video.
             expected: version that the object in the store must have; empty for any.
         """
+        if (end := max((end for _, end in ranges), default=0)) > size:
+            raise VideoError(f"ends after {size} of {end} bytes")
         numbers = sorted({n for begin, end in ranges for n in range(begin // BLOCK, -(-end // BLOCK))})
         blocks = {number: cache.get(self._name(version, number)) for number in numbers}
         missing: list[list[int]] = []
@@ -119,7 +134,7 @@ class RemoteRange:
                     missing[-1].append(number)
                 else:
                     missing.append([number])
-        wanted = [(run[0] * BLOCK, min((run[-1] + 1) * BLOCK, self.size)) for run in missing]
+        wanted = [(run[0] * BLOCK, min((run[-1] + 1) * BLOCK, size)) for run in missing]
         for run, data in zip(missing, self._fetch(wanted, expected), strict=True):
             for position, number in enumerate(run):
                 block = data[position * BLOCK : (position + 1) * BLOCK]
@@ -129,12 +144,6 @@ class RemoteRange:
 
     def _name(self, version: str, number: int) -> str:
         return f"{self.url} {self.offset} {self.length} {version} {number}"
-
-
-@lru_cache(_VERSIONS)
-def _version_of(url: str, patience: float) -> str:
-    """The version of an object; the store is asked once."""
-    return object_version(url, patience=patience)
 
 
 def _cut(blocks: dict[int, bytes | None], begin: int, end: int) -> bytes:

@@ -13,13 +13,15 @@ import pytest
 
 from pipelines.decode.pyav import decode_frames
 from pipelines.errors import DataError, VideoError
-from pipelines.storage import byte_range_file, remote_range
+from pipelines.storage import byte_range_file, object_records
 from pipelines.storage.block_cache import BLOCK
 from pipelines.storage.byte_range_file import ByteRangeFile
 from pipelines.storage.object_store import (
+    ObjectInfo,
     StoreUnavailable,
     check_url,
     is_url,
+    object_info,
     object_size,
     read_ranges,
     upload,
@@ -154,17 +156,32 @@ def test_reading_as_a_file_with_and_without_a_cache(server: S3Server, tmp_path: 
             assert file.read() == expected and file.read(5) == b"" and file.tell() == length
 
 
-def test_the_cache_answers_without_the_store(server: S3Server, tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", ["its checksum", ""])
+@pytest.mark.parametrize("length", [len(CONTENT) - 10, 0])
+@pytest.mark.parametrize("same_run", [True, False])
+def test_the_cache_answers_without_the_store(
+    server: S3Server,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    version: str,
+    length: int,
+    same_run: bool,
+) -> None:
     options = StorageOptions(tmp_path / "cache", 2**30, patience=0)
-    video = RemoteRange(URL, 10, len(CONTENT) - 10, options, "its checksum")
+    video = RemoteRange(URL, 10, length, options, version)
     assert video.read_ranges([(3, 9), (2 * BLOCK, 3 * BLOCK)])
     server.stop()
     try:
-        again = RemoteRange(URL, 10, len(CONTENT) - 10, options, "its checksum")
+        if not same_run:
+            options = StorageOptions(tmp_path / "cache", 2**30, patience=0)
+        again = RemoteRange(URL, 10, length, options, version)
+        assert again.size == len(CONTENT) - 10
         assert again.read_ranges([(3, 9), (2 * BLOCK, 3 * BLOCK)]) == [
             CONTENT[13:19],
             CONTENT[10 + 2 * BLOCK : 10 + 3 * BLOCK],
         ]
+        warnings = [message for message in caplog.messages if "whether" in message]
+        assert len(warnings) == (not same_run and not (version and length))
         with pytest.raises(StoreUnavailable):
             again.read_ranges([(4 * BLOCK, 4 * BLOCK + 1)])
     finally:
@@ -183,12 +200,56 @@ def test_an_object_that_is_replaced_by_one_of_the_same_size(server: S3Server, tm
     store.pipe_file(url, new)
     # In this process the version is known from before: it is asked for again over the first new block.
     assert video.read_ranges([(5, 3 * BLOCK)]) == [new[5 : 3 * BLOCK]]
-    remote_range._version_of.cache_clear()  # another process
     store.pipe_file(url, old)
+    video = RemoteRange(url, 0, len(old), StorageOptions(tmp_path / "cache", 2**30))  # another run
     assert video.read_ranges([(0, 9), (2 * BLOCK, 2 * BLOCK + 9)]) == [
         old[:9],
         old[2 * BLOCK : 2 * BLOCK + 9],
     ]
+
+
+def test_an_object_that_is_replaced_by_one_of_another_size(server: S3Server, tmp_path: Path) -> None:
+    store, url = server.store(), "s3://videos/resized.tar"
+    options = StorageOptions(tmp_path / "cache", 2**30)
+    store.pipe_file(url, CONTENT)
+    for version in ("", "its checksum"):
+        assert RemoteRange(url, 0, 0, options, version).read_ranges([(0, 9)]) == [CONTENT[:9]]
+    store.pipe_file(url, CONTENT[: 2 * BLOCK + 5])
+    with pytest.raises(VideoError, match="another size"):
+        RemoteRange(url, 0, 0, options, "its checksum").read_ranges([(BLOCK, BLOCK + 1)])
+    video = RemoteRange(url, 0, 0, options)
+    assert video.read_ranges([(2 * BLOCK, video.size)]) == [CONTENT[2 * BLOCK : 2 * BLOCK + 5]]
+    with pytest.raises(VideoError, match="ends after"):
+        video.read_ranges([(2 * BLOCK, 2 * BLOCK + 6)])
+
+
+@pytest.mark.parametrize("writable", [True, False])
+def test_the_store_is_asked_once_about_each_object(
+    server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writable: bool
+) -> None:
+    """Also where a cache keeps nothing, and for rows whose length is not in the manifest."""
+    asked = []
+
+    def counted(url: str, *, patience: float) -> ObjectInfo:
+        asked.append(url)
+        return object_info(url, patience=patience)
+
+    monkeypatch.setattr(object_records, "object_info", counted)
+    store, urls = server.store(), [f"s3://videos/many/{number}" for number in range(5)]
+    for url in urls:
+        store.pipe_file(url, CONTENT[:BLOCK])
+    options = StorageOptions(tmp_path / "cache", 2**30)
+    assert options.blocks is not None
+    if writable:
+        monkeypatch.setattr(object_records, "_IN_MEMORY", 1)  # the records in the cache do
+    else:
+        (tmp_path / "cache").rename(tmp_path / "gone")
+        (tmp_path / "cache").write_text("a file")
+    for length in (0, BLOCK, 0):
+        for url in urls:
+            video = RemoteRange(url, 0, length, options)
+            assert video.size == BLOCK and video.read_ranges([(5, 9)]) == [CONTENT[5:9]]
+    assert asked == urls
 
 
 def test_a_warning_says_when_the_last_attempt_is(
