@@ -54,6 +54,7 @@ def activation_bytes(
     autocast: bool = False,
     recomputed_blocks: int | None = None,
     on_cpu: bool = False,
+    compiled: bool = False,
 ) -> int:
     """Estimated bytes that the forward of `batch` clips keeps for the backward.
 
@@ -67,14 +68,15 @@ def activation_bytes(
         bytes_per_element: of the operands of matrix products.
         autocast: whether the weights and the tokens between blocks are float32; then copies of the weights
         count too. recomputed_blocks: default: the config's. on_cpu: whether all blocks compute the inputs of
-        linear layers again; on a GPU those do that follow recomputed blocks.
+        linear layers again; on a GPU those do that follow recomputed blocks. compiled: whether it is
+        `torch.compile` that decides what is kept: then no inputs are taken to be computed again.
     """
     residual = 4 if autocast else bytes_per_element
     features = _tokens(config) * config.width
     # In a global block, the inputs of the DPE and the norm have the dtype between blocks.
     wide = 2 * features * (residual - bytes_per_element)
     # On a GPU, autograd keeps the scaled weights of `ScaledLinear`.
-    scaled = 0 if on_cpu and not autocast else 2 * config.width * config.global_mlp_width
+    scaled = 0 if on_cpu and not autocast and not compiled else 2 * config.width * config.global_mlp_width
     weights = scaled + (4 * config.width**2 if autocast else 0)
     stage = batch * (_saved_by_global_block(config) * bytes_per_element + wide) + weights * bytes_per_element
     fusion = len(config.global_layers) * stage
@@ -86,7 +88,7 @@ def activation_bytes(
     inputs = batch * (patch_input + (2 + recomputed) * features * residual)
     blocks = []
     for layer in range(config.depth):
-        again = _recomputes_inputs(layer, recomputed, on_cpu)
+        again = not compiled and _recomputes_inputs(layer, recomputed, on_cpu)
         scaled = 0 if again or config.activation != "quick_gelu" else 2 * config.width * config.mlp_width
         weights = _position_biases(config) + (_weights_of_block(config, layer) if autocast else scaled)
         saved = _saved_by_block(config, layer, bytes_per_element, residual, recomputes_inputs=again)
@@ -104,6 +106,7 @@ def backward_bytes(
     autocast: bool = False,
     recomputed_blocks: int | None = None,
     on_cpu: bool = False,
+    compiled: bool = False,
 ) -> int:
     """Estimated peak bytes of the gradients inside one block, in addition to `activation_bytes`.
 
@@ -120,7 +123,7 @@ def backward_bytes(
             layer,
             bytes_per_element,
             residual,
-            recomputes_inputs=_recomputes_inputs(layer, recomputed, on_cpu),
+            recomputes_inputs=not compiled and _recomputes_inputs(layer, recomputed, on_cpu),
         )
         for layer in range(config.depth)
     )

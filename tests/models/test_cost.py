@@ -225,6 +225,21 @@ def test_blocks_after_recomputed_ones_keep_less():
     assert none - one == (16 - 1) * tokens + 11 * 6 * tokens + 12 * scaled
 
 
+def test_a_compiled_model_is_not_expected_to_keep_less_than_its_graph_does():
+    config = config_of("b16", "scene", 8, 400)
+    tokens = 8 * (8 * 197) * 768 * 2  # bytes of 8 clips' tokens in bf16
+    none, one, every = (
+        activation_bytes(config, batch=8, recomputed_blocks=n, compiled=True) for n in (0, 1, 12)
+    )
+    for on_cpu, blocks, expected in ((False, 0, none), (False, 12, every), (True, 0, none), (True, 1, one)):
+        given = activation_bytes(config, batch=8, recomputed_blocks=blocks, on_cpu=on_cpu, compiled=on_cpu)
+        assert given == expected
+    scaled = 2 * 768 * 3072 * 2
+    # One block keeps its input only; the others keep what they do without recomputation.
+    assert none - one == (16 - 1) * tokens + scaled
+    assert backward_bytes(config, batch=8, on_cpu=True, compiled=True) == backward_bytes(config, batch=8)
+
+
 def test_recomputation_trades_bytes_for_operations():
     config = config_of("b16", "scene", 8, 400)
     none, every = (activation_bytes(config, batch=8, recomputed_blocks=n) for n in (0, 12))

@@ -112,13 +112,22 @@ class Budget:
 
         return train_step_flops(self.config, recomputed_blocks=0) * batch / seconds / self.device.peak
 
-    def memory(self, batch: int, recomputed: int) -> int:
-        return self._memory.estimate(zero_stage=1, micro_batch=batch, recomputed_blocks=recomputed).total
+    def memory(self, batch: int, recomputed: int, *, compiled: bool) -> int:
+        memory = dataclasses.replace(self._memory, compiled=compiled)
+        return memory.estimate(zero_stage=1, micro_batch=batch, recomputed_blocks=recomputed).total
 
-    def plan(self, about: str, step: "StepKernels", recomputed: int, *, has_estimate: bool = True) -> Plan:
+    def plan(
+        self,
+        about: str,
+        step: "StepKernels",
+        recomputed: int,
+        *,
+        compiled: bool = False,
+        has_estimate: bool = True,
+    ) -> Plan:
         batch = step.batch
         seconds = step.seconds(self.device, self.accumulation(batch))
-        memory = self.memory(batch, recomputed) if has_estimate else None
+        memory = self.memory(batch, recomputed, compiled=compiled) if has_estimate else None
         return Plan(about, batch, recomputed, seconds, self.mfu(seconds, batch), memory)
 
     def changes(self, batch: int, recomputed: int) -> list[Plan]:
@@ -129,12 +138,12 @@ class Budget:
         name = f"{_blocks(recomputed)} recomputed" if recomputed else "nothing recomputed"
         found = [
             self.plan(f"{name}, uncompiled", chosen, recomputed),
-            self.plan(f"{name}, compiled", chosen.fused(), recomputed),
+            self.plan(f"{name}, compiled", chosen.fused(), recomputed, compiled=True),
         ]
         if recomputed:
             found += [
                 self.plan("nothing recomputed, uncompiled", none, 0),
-                self.plan("nothing recomputed, compiled", none.fused(), 0),
+                self.plan("nothing recomputed, compiled", none.fused(), 0, compiled=True),
             ]
         depth = self.config.depth
         if not self.config.frozen_backbone:
@@ -147,7 +156,7 @@ class Budget:
             if recomputed < depth:
                 found += [
                     self.plan("all blocks recomputed, uncompiled", every, depth),
-                    self.plan("all blocks recomputed, compiled", every.fused(), depth),
+                    self.plan("all blocks recomputed, compiled", every.fused(), depth, compiled=True),
                 ]
         products = [kernel for kernel in none.kernels if kernel.flops]
         bound = StepKernels(batch, products, none.update)
@@ -169,7 +178,7 @@ class Budget:
         batch = 1
         while batch <= max(1, self.recipe.optimisation.global_batch // self.ranks):
             for recomputed in range(depth + 1 if again else 1):
-                need = self.memory(batch, recomputed)
+                need = self.memory(batch, recomputed, compiled=True)
                 if need <= memory:
                     seconds = one + (batch - 1) * (two - one) + batch * recomputed * again
                     seconds += update / self.accumulation(batch) - update

@@ -89,6 +89,8 @@ class MemoryModel:
     """Of device, "cuda" or "cpu"."""
     fused: bool
     """Whether the update is one kernel."""
+    compiled: bool
+    """Whether the model is compiled."""
     ema: bool
     """Whether the run keeps an EMA of the weights."""
     prefetch: int | None
@@ -107,6 +109,7 @@ class MemoryModel:
             precision=precision,
             kind=kind,
             fused=kind == "cuda" if fused == "auto" else fused,
+            compiled=recipe.engine.compile,
             ema=recipe.optimisation.ema_decay is not None,
             prefetch=None if prefetch == "auto" else prefetch,
             views=evaluation.batch * evaluation.clips * evaluation.crops,
@@ -170,6 +173,7 @@ class MemoryModel:
             "autocast": self.precision == "autocast",
             "recomputed_blocks": recomputed_blocks,
             "on_cpu": self.kind == "cpu",
+            "compiled": self.compiled,
         }
         working = activation_bytes(self.config, **options) + backward_bytes(self.config, **options)
         return max(working, self._inference(micro_batch))

@@ -191,6 +191,21 @@ def test_a_gpu_has_its_buffers_whole_and_updates_in_one_kernel() -> None:
     assert of_gpu.fused and several == 12 * large.trained > one_kernel
 
 
+def test_blocks_after_recomputed_ones_keep_no_less_when_compiled() -> None:
+    plain = needs(recipe(), kind="cuda")
+    assert not plain.compiled
+    asked = recipe()
+    compiled = needs(
+        asked.model_copy(update={"engine": asked.engine.model_copy(update={"compile": True})}), kind="cuda"
+    )
+    for blocks, differ in ((0, False), (1, True), (6, False)):
+        one, other = (
+            each.estimate(zero_stage=0, micro_batch=64, recomputed_blocks=blocks).total
+            for each in (plain, compiled)
+        )
+        assert (other > one) == differ and other >= one
+
+
 def test_evaluation_and_clips_made_ahead_count() -> None:
     asked = recipe()
     many = asked.model_copy(update={"evaluation": asked.evaluation.model_copy(update={"batch": 64})})
