@@ -39,8 +39,9 @@ def add_arguments(job: argparse.ArgumentParser) -> None:
         "--ranks", type=integer(1), default=8, help="that share the optimiser state (%(default)s)"
     )
     job.add_argument("--memory", type=positive, default=80.0, help="GB of a GPU (%(default)g)")
-    job.add_argument("--tflops", type=positive, default=790.0, help="of matrix products (%(default)g)")
-    job.add_argument("--bandwidth", type=positive, default=3.35, help="of the memory, TB/s (%(default)g)")
+    # Rates as measured on an H100 80GB HBM3: docs/performance.md, "2026-11-26: the first GPU".
+    job.add_argument("--tflops", type=positive, default=782.0, help="of matrix products (%(default)g)")
+    job.add_argument("--bandwidth", type=positive, default=2.98, help="of the memory, TB/s (%(default)g)")
     job.add_argument("--peak", type=positive, default=989.0, help="TFLOP/s, for the MFU (%(default)g)")
     add_common(job, "budget")
 

@@ -65,10 +65,11 @@ class Kernel:
 class Device:
     """What the kernels run on."""
 
-    flops: float = 790e12
-    """FLOP per second of large matrix products in bf16, as measured on an H100 SXM."""
-    bandwidth: float = 3.35e12
-    """Bytes per second of its memory, by the data sheet."""
+    # Measured on one H100 80GB HBM3: docs/performance.md, "2026-11-26: the first GPU".
+    flops: float = 782e12
+    """FLOP per second of a bf16 product of 8,192 squared."""
+    bandwidth: float = 2.98e12
+    """Bytes per second, read and written, of a copy in its memory; 3.35e12 by the data sheet."""
     peak: float = 989e12
     """FLOP per second by the data sheet, of which MFU is a share."""
     least: float = 2e-6
