@@ -66,7 +66,7 @@ def run(args: argparse.Namespace, report: BenchmarkReport) -> None:
     budget = Budget(recipe, config, device, args.ranks)
     report.tables.append(budget.table_of_kinds(budget.step(batch, recomputed), recomputed))
     changes = budget.changes(batch, recomputed)
-    report.tables.append(budget.table_of_changes(changes))
+    report.tables.append(table_of_changes(changes, args.memory))
     plans = budget.plans(1e9 * args.memory)
     report.tables.append(budget.table_of_plans(plans, args.memory))
     report.measurements = [dataclasses.asdict(each) for each in (*changes, *plans)]
@@ -220,17 +220,6 @@ class Budget:
         )
         return ResultTable(title, columns, tuple(rows), (note,))
 
-    def table_of_changes(self, changes: list[Plan]) -> ResultTable:
-        rows = tuple((plan.about, _over(plan.mfu), *_plan_cells(plan)) for plan in changes)
-        reached = [plan.about for plan in changes if plan.mfu >= GOAL and not plan.about.startswith("bound")]
-        note = (
-            f"An MFU of {GOAL:.0%} is reached with: {'; '.join(reached)}."
-            if reached
-            else f"No change brings the MFU to {GOAL:.0%}."
-        )
-        columns = ("change", f"MFU of {GOAL:.0%}", "ms", "clips/s", "MFU", "memory, GiB")
-        return ResultTable("What changes would make of it", columns, rows, (note,))
-
     def table_of_plans(self, plans: list[Plan], memory: float) -> ResultTable:
         rows = tuple((plan.about, _over(plan.mfu), *_plan_cells(plan)) for plan in plans)
         note = (
@@ -238,8 +227,25 @@ class Budget:
             if plans
             else f"No plan fits into {memory:g} GB by the estimate of `--check`."
         )
-        columns = ("plan", f"MFU of {GOAL:.0%}", "ms", "clips/s", "MFU", "memory, GiB")
+        columns = ("plan", *_plan_names())
         return ResultTable(f"Plans that fit into {memory:g} GB, {self.ranks} ranks", columns, rows, (note,))
+
+
+def table_of_changes(changes: list[Plan], memory: float) -> ResultTable:
+    rows = tuple((plan.about, _over(plan.mfu), *_plan_cells(plan)) for plan in changes)
+    reached = [plan for plan in changes if plan.mfu >= GOAL and not plan.about.startswith("bound")]
+    fit = [plan.about for plan in reached if plan.memory is not None and plan.memory <= 1e9 * memory]
+    large = [plan.about for plan in reached if plan.memory is not None and plan.memory > 1e9 * memory]
+    unknown = [plan.about for plan in reached if plan.memory is None]
+    notes = [
+        f"An MFU of {GOAL:.0%} within {memory:g} GB is reached with: {'; '.join(fit)}."
+        if fit
+        else f"No change with an estimate within {memory:g} GB brings the MFU to {GOAL:.0%}."
+    ]
+    notes += [f"Reached, but not within {memory:g} GB: {'; '.join(large)}."] * bool(large)
+    notes += [f"Reached, without an estimate of the memory: {'; '.join(unknown)}."] * bool(unknown)
+    columns = ("change", *_plan_names())
+    return ResultTable("What changes would make of it", columns, rows, tuple(notes))
 
 
 def _cheap_again(all_again: "StepKernels", none: "StepKernels") -> "StepKernels":
@@ -284,6 +290,10 @@ def _cells(total: tuple[int, float, float, float] | None) -> tuple[str, ...]:
         return ("-",) * 4
     count, flops, moved, seconds = total
     return f"{count:,}", f"{flops / 1e12:.2f}", f"{moved / 1e9:.1f}", f"{1000 * seconds:.1f}"
+
+
+def _plan_names() -> tuple[str, ...]:
+    return (f"MFU of {GOAL:.0%}", "ms", "clips/s per GPU", "MFU", "memory, GiB")
 
 
 def _plan_cells(plan: Plan) -> tuple[str, ...]:

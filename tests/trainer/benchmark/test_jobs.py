@@ -13,6 +13,7 @@ from models import build_config
 from models.cost import parameter_count
 from tests.integration.processes import ROOT
 from trainer.benchmark import model_speed
+from trainer.benchmark.budget import Plan, table_of_changes
 from trainer.benchmark.child import MeasurementError, run_child
 from trainer.benchmark.loop_task import PHASES
 from trainer.benchmark.scaling import make_table
@@ -165,10 +166,29 @@ def test_budget_of_a_recipe_needs_no_device_and_no_data(tmp_path):
     assert [row["change"] for row in changes][:3] == [
         "1 block recomputed, uncompiled", "1 block recomputed, compiled", "nothing recomputed, uncompiled",
     ]  # fmt: skip
-    rates = [float(row["clips/s"]) for row in changes]
+    rates = [float(row["clips/s per GPU"]) for row in changes]
     assert rates[1] > rates[0] and rates[2] > rates[0]
     assert rates[-1] == max(rates)
     assert plans and all(float(row["memory, GiB"]) < 80e9 / 2**30 for row in plans)
+
+
+def test_changes_that_reach_the_goal_are_listed_by_the_memory_they_need():
+    def plan(about, mfu, memory):
+        return Plan(about, 1, 0, 1.0, mfu, memory)
+
+    changes = [
+        plan("small", 0.6, int(10e9)), plan("slow", 0.5, int(10e9)),
+        plan("large", 0.6, int(90e9)), plan("unknown", 0.6, None), plan("bound: products", 0.8, None),
+    ]  # fmt: skip
+    assert table_of_changes(changes, 80.0).notes == (
+        "An MFU of 55% within 80 GB is reached with: small.",
+        "Reached, but not within 80 GB: large.",
+        "Reached, without an estimate of the memory: unknown.",
+    )
+    assert table_of_changes(changes, 9.0).notes[:2] == (
+        "No change with an estimate within 9 GB brings the MFU to 55%.",
+        "Reached, but not within 9 GB: small; large.",
+    )
 
 
 def test_a_recipe_that_is_not_there_is_a_message(tmp_path):
