@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_ENOUGH_WORK = 2**22  # multiply-accumulates; with fewer, oneDNN takes longer to prepare than it saves
+# Multiply-accumulates; with fewer, oneDNN takes longer to prepare than it saves: docs/performance.md, "the
+# model's step, experiments".
+_ENOUGH_WORK = 2**22
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,8 @@ def has_faster_onednn(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """Whether oneDNN's products in fp32 are faster here than those of PyTorch's `addmm`.
 
     They are on CPUs by AMD with AVX-512: `addmm` is MKL's, which has no AVX-512 for them. There oneDNN has
-    twice the rate. A fact of the machine, not a measurement, so that all runs on it compute the same.
+    twice the rate (docs/performance.md, "the model's step, experiments"). A fact of the machine, not a
+    measurement at the start, so that all runs on it compute the same.
     """
     if platform.machine() != "x86_64" or torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False

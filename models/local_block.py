@@ -51,8 +51,8 @@ class LocalUniBlock(MaskedBlock):
     own masks), of `own_streams`; required in training if a drop rate is above 0.
 
     The backward computes the outputs of layer norms and of the MLP's activation again: always on a CPU, where
-    that takes no time, and on a GPU if the model recomputes blocks and this is none of them. A GPU with
-    enough memory has no use for it.
+    that takes no more time (docs/performance.md, "the model's step, experiments"), and on a GPU if the model
+    recomputes blocks and this is none of them. A GPU with enough memory has no use for it.
     """
 
     def __init__(self, config: UniFormerV2Config, drop_path: float, layer: int) -> None:

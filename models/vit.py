@@ -133,7 +133,8 @@ class Mlp(nn.Module):
     tensor for the backward instead of two.
 
     layer_scale: initial value of a `LayerScale` of the result; None has none. origin: of the input; where
-    given, the output of the activation is computed again as well.
+    given, the output of the activation is computed again as well. What both save: docs/performance.md, "the
+    model's step, experiments".
     """
 
     def __init__(
