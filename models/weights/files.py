@@ -4,6 +4,7 @@ No code in a file is executed. Names, shapes and dtypes are known before a tenso
 make the program allocate more memory than the model needs.
 """
 
+import logging
 import re
 import warnings
 import zipfile
@@ -33,6 +34,10 @@ _MAX_NAMED = 10
 _NOT_READ = "cannot be read as a file of weights"
 _DAMAGED = "it was not written by torch.save, or is damaged"
 _NOT_ALLOWED = re.compile(r"GLOBAL (\S+) was not an allowed global")
+_NO_MEMORY = re.compile(r"allocate memory|not enough memory", re.IGNORECASE)
+_NEWER = re.compile(r"PyTorch file with version (\d+), but the maximum|Invalid protocol version: (\d+)")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -160,6 +165,7 @@ def _unpickled(path: Path, size: int) -> object:
             warnings.simplefilter("ignore", UserWarning)  # about pickles of other programs
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip or None)
     except Exception as error:  # a damaged pickle can make the unpickler raise any exception
+        logger.debug("torch.load refuses %s: %s: %s", path, type(error).__name__, error)
         raise WeightFileError(f"{_NOT_READ}: {_reason(error)}{guess_content(path)}") from error
 
 
@@ -173,8 +179,13 @@ def _reason(error: Exception) -> str:
         )
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    if isinstance(error, MemoryError):
-        return "there is not enough memory"
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))):
+        return "there is not enough memory for the tensors that it declares"
+    if newer := _NEWER.search(str(error)):
+        return (
+            f"it has version {newer[1] or newer[2]} of the format, which this PyTorch ({torch.__version__}) "
+            "cannot read: update PyTorch, or save the tensors with safetensors"
+        )
     return _DAMAGED
 
 

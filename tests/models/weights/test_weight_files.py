@@ -164,6 +164,28 @@ def test_what_is_no_file_of_torch_save_is_refused_in_plain_words(tmp_path: Path)
             assert refusal(tmp_path / "x.pt").endswith(words) or f"{words}, or" in refusal(tmp_path / "x.pt")
 
 
+def test_too_little_memory_and_a_newer_format_are_not_called_damage(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, numbers = tmp_path / "x.pt", 2**17 + 7
+    torch.save({"a": torch.ones(numbers)}, path, _use_new_zipfile_serialization=False)
+    old = path.read_bytes()
+    as_pickled = b"J" + numbers.to_bytes(4, "little")
+    assert as_pickled in old
+    path.write_bytes(old.replace(as_pickled, b"\x8a\x08" + (2**45).to_bytes(8, "little")))
+    caplog.set_level("DEBUG", logger="models")
+    assert "not enough memory for the tensors that it declares" in refusal(path)
+    assert "allocate memory" in caplog.text
+    protocol = b"M" + (1001).to_bytes(2, "little")
+    path.write_bytes(old.replace(protocol, b"M" + (1002).to_bytes(2, "little"), 1))
+    assert "has version 1002 of the format" in refusal(path)
+    torch.save({"a": torch.ones(2)}, path)
+    with zipfile.ZipFile(path) as stored, zipfile.ZipFile(tmp_path / "new.pt", "w") as newer:
+        for name in stored.namelist():
+            newer.writestr(name, b"99\n" if name.endswith("/version") else stored.read(name))
+    assert "has version 99 of the format" in refusal(tmp_path / "new.pt")
+
+
 class Run:
     def __reduce__(self) -> tuple[object, ...]:
         return (exec, ("raise SystemExit('code in the file ran')",))
