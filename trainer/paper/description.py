@@ -44,9 +44,16 @@ class ModelDescription:
     """Clips of an optimiser step; 1 for a preset."""
     activation_bytes: int
     """Bytes that the forward of one clip keeps for the backward, in bf16 unless the recipe says otherwise."""
+    classes_assumed: bool = False
+    """Whether the recipe leaves the number of classes to the manifest: then the costs are for 400."""
+
+    @property
+    def published(self) -> list[PublishedCost]:
+        """The rows of this structure; none for an assumed number of classes."""
+        return [] if self.classes_assumed else costs_of(self.config)
 
     def as_json(self) -> dict[str, Any]:
-        rows = [comparison(row, self) for row in costs_of(self.config)]
+        rows = [comparison(row, self) for row in self.published]
         found = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
@@ -58,8 +65,8 @@ class ModelDescription:
 def describe_recipe(path: Path, overrides: Sequence[str] = ()) -> ModelDescription:
     """The cost of a recipe's model.
 
-    path: as for `load_recipe`. Without `model.num_classes`, the manifest has their number: then 400.
-    Raises RecipeError and ModelError.
+    path: as for `load_recipe`. Without `model.num_classes`, the manifest has their number: then 400, and
+    no published figures beside them. Raises RecipeError and ModelError.
     """
     return describe(load_recipe(path, overrides))
 
@@ -68,7 +75,8 @@ def describe(recipe: Recipe) -> ModelDescription:
     """The cost of a loaded recipe's model. Raises RecipeError and ModelError."""
     blocks = recipe.engine.recomputed_blocks
     config = model_config(recipe, _CLASSES, blocks if isinstance(blocks, int) else 0)
-    return _described(recipe.name, config, recipe.optimisation.global_batch, recipe.engine.precision)
+    found = _described(recipe.name, config, recipe.optimisation.global_batch, recipe.engine.precision)
+    return dataclasses.replace(found, classes_assumed=recipe.model.num_classes is None)
 
 
 def describe_preset(
@@ -150,7 +158,14 @@ def report(models: Iterable[ModelDescription]) -> list[Block]:
         for model in models
     ]
     blocks: list[Block] = [Table(columns, rows)]
-    found = [(model.name, comparison(row, model)) for model in models for row in costs_of(model.config)]
+    found = [(model.name, comparison(row, model)) for model in models for row in model.published]
+    if assumed := [model.name for model in models if model.classes_assumed]:
+        blocks.append(
+            Paragraph(
+                f"{', '.join(assumed)}: without model.num_classes, {_CLASSES} classes are assumed; "
+                "--set model.num_classes=N gives their number."
+            )
+        )
     if found:
         blocks += [Heading("Published figures"), _published(found)]
         blocks += [Paragraph(note) for note in dict.fromkeys(row["note"] for _, row in found) if note]

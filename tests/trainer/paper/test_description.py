@@ -115,6 +115,21 @@ def test_the_command_prints_tables_and_json(
     assert main() == 2 and "--published" in capsys.readouterr().err
 
 
+def test_an_assumed_number_of_classes_has_no_published_figures(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def printed(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["describe.py", "finetune", *arguments])
+        assert main() == 0
+        return capsys.readouterr().out
+
+    shown = printed()
+    assert "Published" not in shown and "finetune: without model.num_classes, 400 classes" in shown
+    assert json.loads(printed("--json"))[0]["published"] == []
+    shown = printed("--set", "model.num_classes=400")
+    assert "tables 1, 16" in shown and "assumed" not in shown
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
