@@ -55,6 +55,7 @@ ON_GPU = (
     Case("l14_336", 64, 2),
     Case("l14_336", 16, 4),
     Case("l14_336", 16, 4, recomputed=24),
+    Case("l14_336", 16, 4, recomputed=12),  # the other 12 compute the inputs of their linear layers again
     Case("l14", 8, 16),
     Case("l14", 16, 8),
     Case("l14", 16, 16, recomputed=24),
@@ -71,13 +72,55 @@ COMPILED_ON_GPU = (
     Case("b16", 8, 32, recomputed=12),
     Case("b16", 8, 32, recomputed=12, compile=True),
 )
+COMPARED = {"cuda": Case("b16", 8, 4), "cpu": Case("tiny", 4, 2)}
+MOST_DIFFERENT = {"cuda": 0.05, "cpu": 1e-5}
+"""Between the gradients with and without recomputation, relative; in bf16 on a GPU, so with its rounding."""
 PROFILED = Case("l14_336", 16, 4)
 
 
 def measure(task: VerificationTask) -> None:
-    """Measures step time, MFU and memory of each case."""
+    """Measures step time, MFU and memory of each case; compares gradients with and without recomputation."""
     for case in ON_GPU if task.gpu else ON_CPU:
         attempt(task, case)
+    compare_gradients(task, COMPARED[task.device.type])
+
+
+def compare_gradients(task: VerificationTask, case: Case) -> None:
+    """Compares the gradients of a model with those of the same model that recomputes its first block, so that
+    all others compute the inputs of their linear layers again."""
+    plain = gradients_of(task, case, recomputed=0)
+    largest = max(float(gradient.norm()) for gradient in plain.values())
+    again = gradients_of(task, case, recomputed=1)
+    differences = {
+        name: float((again[name] - gradient).norm()) / max(float(gradient.norm()), 1e-6 * largest)
+        for name, gradient in plain.items()
+    }
+    worst = max(differences, key=lambda name: differences[name])
+    most = MOST_DIFFERENT[task.device.type]
+    task.report.check(
+        f"{case.name}: gradients with and without a recomputed block",
+        all(difference <= most for difference in differences.values()),
+        f"differ by at most {differences[worst]:.2g} ({worst})",
+        f"at most {most:g} of each gradient's norm",
+    )
+
+
+def gradients_of(task: VerificationTask, case: Case, *, recomputed: int) -> dict[str, torch.Tensor]:
+    """The gradients, in fp32, of a model and clips that depend on the case only."""
+    config = build_config(
+        case.preset, form=case.form, frames=case.frames, num_classes=CLASSES, recomputed_blocks=recomputed
+    )
+    torch.manual_seed(0)
+    with task.device:
+        model = UniFormerV2(config).to(torch.bfloat16 if task.gpu else torch.float32)
+        for parameter in model.parameters():
+            if not parameter.any():  # behind such a one, the others of its branch have no gradient
+                torch.nn.init.normal_(parameter, std=0.02)
+        clips = torch.randn(case.batch, 3, case.frames, config.resolution, config.resolution)
+    keys = torch.arange(case.batch, device=task.device)
+    logits = model(clips.to(next(model.parameters()).dtype), keys)
+    torch.nn.functional.cross_entropy(logits.float(), keys).backward()
+    return {name: p.grad.float() for name, p in model.named_parameters() if p.grad is not None}
 
 
 def measure_compiled(task: VerificationTask) -> None:
