@@ -201,9 +201,18 @@ def die_with_parent() -> None:
     Otherwise the workers of a process that was killed with SIGKILL would wait forever.
     """
     parent = multiprocessing.parent_process()
-    if parent is not None and sys.platform == "linux":
+    if parent is not None and parent.pid is not None:
+        die_with(parent.pid)
+
+
+def die_with(parent: int) -> None:
+    """Have the kernel kill this process when the thread of its parent that started it ends.
+
+    parent: the number of that process.
+    """
+    if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent.pid:  # it ended before
+        if os.getppid() != parent:  # it ended before
             os._exit(1)
 
 

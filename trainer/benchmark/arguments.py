@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from pipelines.arguments import number
+from trainer.benchmark.child import TIMEOUT
 from trainer.errors import RunError
 
 positive = number(1e-3)
@@ -13,6 +14,16 @@ positive = number(1e-3)
 def add_common(job: argparse.ArgumentParser, name: str) -> None:
     """name: of the job; each has a folder of its own for its results."""
     job.add_argument("--out", type=Path, default=Path("runs/bench", name), help="for all files (%(default)s)")
+
+
+def add_timeout(job: argparse.ArgumentParser) -> None:
+    job.add_argument(
+        "--timeout",
+        type=positive,
+        default=TIMEOUT,
+        metavar="SECONDS",
+        help="after which a measurement is given up (%(default)g)",
+    )
 
 
 def add_device(job: argparse.ArgumentParser) -> None:

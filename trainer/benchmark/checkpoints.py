@@ -8,7 +8,7 @@ from typing import Any
 
 from models.config import PRESETS
 from pipelines.arguments import integer
-from trainer.benchmark.arguments import add_common, add_device, resolve_device
+from trainer.benchmark.arguments import add_common, add_device, add_timeout, resolve_device
 from trainer.benchmark.child import run_child
 from trainer.benchmark.report import BenchmarkReport, ResultTable, interference
 
@@ -19,6 +19,7 @@ def add_arguments(job: argparse.ArgumentParser) -> None:
     job.add_argument("--preset", choices=tuple(PRESETS), default="b16", help="(%(default)s)")
     job.add_argument("--repeats", type=integer(1), default=3, help="rounds (%(default)s)")
     add_device(job)
+    add_timeout(job)
     add_common(job, "checkpoint")
 
 
@@ -29,7 +30,9 @@ def run(args: argparse.Namespace, report: BenchmarkReport) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="checkpoint-", dir=args.out.absolute()) as folder:
         arguments |= {"threads": threads, "folder": folder}
-        result = run_child("checkpoint_task:measure_checkpoints", arguments, threads=threads)
+        result = run_child(
+            "checkpoint_task:measure_checkpoints", arguments, threads=threads, timeout=args.timeout
+        )
     report.measurements.append(result)
     report.tables = [make_table(result, args.preset)]
 

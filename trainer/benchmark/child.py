@@ -1,7 +1,9 @@
-"""Runs one measurement in a process of its own: `python -m trainer.benchmark.child FUNCTION ARGUMENTS`.
+"""Runs one measurement in a process of its own.
 
-FUNCTION is `module:function` of this package, ARGUMENTS a JSON object. The result, a JSON object, is the last
-line of stdout. A process of its own has its own peak memory, and leaves nothing to the next measurement.
+`python -m trainer.benchmark.child FUNCTION ARGUMENTS PARENT`: FUNCTION is `module:function` of this package,
+ARGUMENTS a JSON object, PARENT the number of the process that waits for the result. The result, a JSON
+object, is the last line of stdout. A process of its own has its own peak memory, and leaves nothing to the
+next measurement.
 """
 
 import json
@@ -10,27 +12,33 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from importlib import import_module
 from typing import IO, Any
 
+from pipelines.worker_pool import die_with
 from trainer.errors import UserError
 
 TIMEOUT = 1800.0
-"""Seconds after which a measurement is given up."""
+"""Seconds after which a measurement is given up, if nothing else is said."""
+_POLL = 0.05
+"""Seconds between two looks at the processes."""
 
 
 class MeasurementError(UserError):
     """A measurement failed; the message ends with what its process printed last."""
 
 
-def run_child(function: str, arguments: Mapping[str, Any], *, threads: int) -> dict[str, Any]:
+def run_child(
+    function: str, arguments: Mapping[str, Any], *, threads: int, timeout: float = TIMEOUT
+) -> dict[str, Any]:
     """The result of a function of this package, called in a new process with so many threads.
 
-    Raises MeasurementError where it fails.
+    Raises MeasurementError where it fails or takes longer than `timeout` seconds.
     """
-    (result,) = run_children(function, [arguments], threads=threads)
+    (result,) = run_children(function, [arguments], threads=threads, timeout=timeout)
     return result
 
 
@@ -40,51 +48,72 @@ def run_children(
     *,
     threads: int,
     variables: Sequence[Mapping[str, str]] = (),
+    timeout: float = TIMEOUT,
 ) -> list[dict[str, Any]]:
-    """The results of as many processes at the same time as there are `arguments`.
+    """The results of as many processes at the same time as there are `arguments`, their ranks.
 
-    variables: further environment variables of each. Raises MeasurementError where one fails; then, and after
-    Ctrl-C, all are killed.
+    variables: further environment variables of each. Raises MeasurementError as soon as one fails, and after
+    `timeout` seconds; then, and after Ctrl-C, all are killed. The kernel kills them when this process ends.
     """
     # Threads that wait asleep: spinning ones would count as CPU time of the model.
     common = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
-    processes: list[subprocess.Popen[str]] = []
+    processes: list[subprocess.Popen[bytes]] = []
     with ExitStack() as stack:
-        errors = [stack.enter_context(_log_file()) for _ in arguments]
+        # Files, and not pipes: a process never waits for this one to read.
+        outputs = [stack.enter_context(_text_file()) for _ in arguments]
+        errors = [stack.enter_context(_text_file()) for _ in arguments]
         for number, each in enumerate(arguments):
             command = [sys.executable, "-m", f"{__package__}.child", function, json.dumps(each)]
             own = {**common, **(variables[number] if variables else {})}
             # A session of its own: Ctrl-C reaches this process only, which then kills the others.
             process = subprocess.Popen(
-                command,
-                stdout=subprocess.PIPE,
+                [*command, str(os.getpid())],
+                stdout=outputs[number],
                 stderr=errors[number],
-                text=True,
                 env=own,
                 start_new_session=True,
             )
             stack.callback(_end, process)
             processes.append(process)
-        return [_result(process, log) for process, log in zip(processes, errors, strict=True)]
+        _wait(processes, errors, timeout)
+        return [json.loads(_lines(output)[-1]) for output in outputs]
 
 
-def _log_file() -> IO[str]:
+def _text_file() -> IO[str]:
     return tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
 
 
-def _result(process: subprocess.Popen[str], log: IO[str]) -> dict[str, Any]:
-    try:
-        output, _ = process.communicate(timeout=TIMEOUT)
-    except subprocess.TimeoutExpired:
-        raise MeasurementError(f"a measurement did not end within {TIMEOUT:.0f} s") from None
-    if process.returncode != 0:
-        log.seek(0)
-        last = (log.read().strip().splitlines() or ["no message"])[-1]
-        raise MeasurementError(f"a measurement ended with code {process.returncode}: {last}")
-    return json.loads(output.strip().splitlines()[-1])
+def _wait(processes: Sequence[subprocess.Popen[bytes]], errors: Sequence[IO[str]], timeout: float) -> None:
+    """Return when all have ended well. Raises MeasurementError for those that fail first."""
+    deadline = time.monotonic() + timeout
+    while True:
+        codes = [process.poll() for process in processes]
+        failures = []
+        for rank, code in enumerate(codes):
+            if code:
+                name = "a measurement" if len(codes) == 1 else f"rank {rank} of {len(codes)}"
+                last = (_lines(errors[rank]) or ["no message"])[-1]
+                failures.append(f"{name} ended with code {code}: {last}")
+        if failures:
+            raise MeasurementError("; ".join(failures))
+        if None not in codes:
+            return
+        if time.monotonic() > deadline:
+            waiting = ", ".join(str(rank) for rank, code in enumerate(codes) if code is None)
+            name = "a measurement" if len(codes) == 1 else f"ranks {waiting} of {len(codes)}"
+            raise MeasurementError(
+                f"{name} did not end within {timeout:g} s; measure less in one process, or allow more with "
+                "--timeout SECONDS"
+            )
+        time.sleep(_POLL)
 
 
-def _end(process: subprocess.Popen[str]) -> None:
+def _lines(file: IO[str]) -> list[str]:
+    file.seek(0)
+    return file.read().strip().splitlines()
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
     """Kill a process and those that it started, its data workers."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
@@ -95,7 +124,8 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 
 def main() -> None:
-    function, arguments = sys.argv[1:]
+    function, arguments, parent = sys.argv[1:]
+    die_with(int(parent))
     module, _, name = function.partition(":")
     result = getattr(import_module(f"{__package__}.{module}"), name)(**json.loads(arguments))
     print(json.dumps(result), flush=True)

@@ -11,7 +11,7 @@ from statistics import median
 from typing import Any
 
 from pipelines.arguments import integer
-from trainer.benchmark.arguments import add_common, positive
+from trainer.benchmark.arguments import add_common, add_timeout, positive
 from trainer.benchmark.child import run_child
 from trainer.benchmark.report import BenchmarkReport, ResultTable, interference
 from trainer.monitoring.progress import show_progress
@@ -28,6 +28,7 @@ def add_arguments(job: argparse.ArgumentParser) -> None:
     job.add_argument("--steps", type=integer(1), default=40, help="that count, each round (%(default)s)")
     job.add_argument("--repeats", type=integer(1), default=2, help="rounds (%(default)s)")
     job.add_argument("--loader-seconds", type=positive, default=5.0, help="of the loader alone (%(default)g)")
+    add_timeout(job)
     add_common(job, "train")
 
 
@@ -48,7 +49,9 @@ def run(args: argparse.Namespace, report: BenchmarkReport) -> None:
                 "loader_seconds": args.loader_seconds,
                 "folder": folder,
             }
-            report.measurements.append(run_child("loop_task:measure_loop", arguments, threads=threads))
+            report.measurements.append(
+                run_child("loop_task:measure_loop", arguments, threads=threads, timeout=args.timeout)
+            )
             report.tables = [make_table(report.measurements, str(args.recipe))]
             progress(repeat + 1, args.repeats)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from models.config import UniFormerV2Config, build_config
 from pipelines.arguments import integer
-from trainer.benchmark.arguments import add_common, add_device, positive, resolve_device
+from trainer.benchmark.arguments import add_common, add_device, add_timeout, positive, resolve_device
 from trainer.benchmark.child import run_child
 from trainer.benchmark.report import BenchmarkReport, ResultTable, interference
 from trainer.errors import RunError
@@ -80,6 +80,7 @@ def add_arguments(job: argparse.ArgumentParser) -> None:
     job.add_argument("--repeats", type=integer(1), default=2, help="rounds (%(default)s)")
     job.add_argument("--threads", type=integer(1), help="of a CPU (all cores)")
     add_device(job)
+    add_timeout(job)
     add_common(job, "model")
 
 
@@ -112,7 +113,7 @@ def run(args: argparse.Namespace, report: BenchmarkReport) -> None:
                     common = {"device": device, "precision": precision, "threads": threads}
                     entry: dict[str, Any] = {"form": form.name, "about": str(form), "round": repeat, **common}
                     if implementation is None:
-                        entry["limits"] = _limits(form, common)
+                        entry["limits"] = _limits(form, common, args.timeout)
                     else:
                         task = {
                             "implementation": implementation,
@@ -121,19 +122,25 @@ def run(args: argparse.Namespace, report: BenchmarkReport) -> None:
                             "seconds": args.seconds,
                         }
                         entry["implementation"] = implementation
-                        entry |= run_child("model_task:measure_model", {**task, **common}, threads=threads)
+                        entry |= run_child(
+                            "model_task:measure_model",
+                            {**task, **common},
+                            threads=threads,
+                            timeout=args.timeout,
+                        )
                     report.measurements.append(entry)
                     report.tables = make_tables(report.measurements, {form.name: form for form in forms})
                     done += 1
                     progress(done, total)
 
 
-def _limits(form: Form, common: dict[str, Any]) -> dict[str, Any]:
+def _limits(form: Form, common: dict[str, Any], timeout: float) -> dict[str, Any]:
     """The rate of the product of the MLP's first layer, the largest of the model."""
     config = form.config
     rows = form.batch * config.inner_frames * (1 + config.grid**2)
     shape = {"rows": rows, "inner": config.width, "columns": config.mlp_width}
-    return run_child("limits:measure_products", {**shape, **common}, threads=common["threads"])
+    threads = common["threads"]
+    return run_child("limits:measure_products", {**shape, **common}, threads=threads, timeout=timeout)
 
 
 @dataclass(frozen=True)

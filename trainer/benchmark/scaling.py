@@ -12,7 +12,7 @@ from typing import Any
 
 from models.config import PRESETS
 from pipelines.arguments import integer
-from trainer.benchmark.arguments import add_common, add_device, resolve_device
+from trainer.benchmark.arguments import add_common, add_device, add_timeout, resolve_device
 from trainer.benchmark.child import run_children
 from trainer.benchmark.report import BenchmarkReport, ResultTable
 from trainer.errors import RunError
@@ -29,6 +29,7 @@ def add_arguments(job: argparse.ArgumentParser) -> None:
     job.add_argument("--steps", type=integer(1), default=20, help="that count (%(default)s)")
     job.add_argument("--repeats", type=integer(1), default=3, help="rounds (%(default)s)")
     add_device(job)
+    add_timeout(job)
     add_common(job, "scale")
 
 
@@ -68,7 +69,11 @@ def run(args: argparse.Namespace, report: BenchmarkReport) -> None:
                     for rank in range(count)
                 ]
                 ranks = run_children(
-                    "scaling_task:measure_rank", tasks, threads=1, variables=_variables(count)
+                    "scaling_task:measure_rank",
+                    tasks,
+                    threads=1,
+                    variables=_variables(count),
+                    timeout=args.timeout,
                 )
                 report.measurements.append({"ranks": count, "round": repeat, "results": ranks})
                 title = f"{args.preset}, {args.frames} frames, {args.batch} clips a rank, on {device}"
