@@ -52,7 +52,8 @@ def test_model_measures_both_implementations_beside_the_limit(tmp_path):
     limits, this, plain = content["measurements"]
     assert limits["limits"]["flops_per_cpu_second"] > 1e9
     assert [this["implementation"], plain["implementation"]] == ["this model", "plain"]
-    assert this["logits"] == pytest.approx(plain["logits"], abs=1e-4)
+    assert this["logits_difference"] == 0
+    assert 0 < plain["logits_difference"] < 1e-4
     for each in (this, plain):
         for work in ("forward", "step"):
             assert each[work] and all(cost.keys() == {"seconds", "cpu"} for cost in each[work])
@@ -62,13 +63,17 @@ def test_model_measures_both_implementations_beside_the_limit(tmp_path):
 
 
 def test_models_that_are_not_equal_are_refused():
-    form = model_speed.ON_CPU["tiny"]
-    results = {
-        name: [{"logits": [1.0, 2.0 + difference], "precision": "fp32"}]
-        for name, difference in (("this model", 0.0), ("plain", 0.01))
-    }
-    with pytest.raises(RunError, match=r"logits of 'plain' differ by 0\.01"):
-        model_speed._check_equal(form, results)
+    form, reference = model_speed.ON_CPU["tiny"], [[1.0, 2.0], [-4.0, 3.0]]
+    with pytest.raises(RunError, match=r"logits of 'plain' differ by 0\.01 of the largest"):
+        model_speed.check_equal(form, "plain", [[1.0, 2.0], [-4.0, 3.04]], reference, "fp32")
+    with pytest.raises(RunError, match="differ by nan"):
+        model_speed.check_equal(form, "plain", [[1.0, 2.0], [-4.0, float("nan")]], reference, "fp32")
+
+
+def test_the_bound_of_equal_models_is_a_share_of_the_largest_logit():
+    form, reference = model_speed.ON_CPU["tiny"], [[1.0, 2.0], [-4000.0, 3.0]]
+    differences = model_speed.check_equal(form, "plain", [[1.0, 2.0], [-4000.0, 3.1]], reference, "fp32")
+    assert differences == pytest.approx(0.1 / 4000, rel=1e-3)
 
 
 def test_the_peak_is_that_of_the_tensors_that_live_at_the_same_time():
@@ -247,7 +252,7 @@ def test_ratios_and_shares_of_the_limit_are_those_of_the_medians():
     def measured(name, seconds, peak):
         step = [{"seconds": 2 * seconds, "cpu": factor * seconds} for factor in (1, 1, 9)]
         own = {"implementation": name, "forward": step, "step": step, "peak_bytes": peak, "others": 0.0}
-        return {**own, "logits": [0.0], "precision": "fp32", "form": "tiny", "device": "cpu"}
+        return {**own, "precision": "fp32", "form": "tiny", "device": "cpu"}
 
     limits = {"flops_per_cpu_second": flops / 2, "bytes_per_second": 1e9, "others": 0.0}
     measurements = [
