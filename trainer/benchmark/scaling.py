@@ -14,7 +14,7 @@ from models.config import PRESETS
 from pipelines.arguments import integer
 from trainer.benchmark.arguments import add_common, add_device, add_timeout, resolve_device
 from trainer.benchmark.child import run_children
-from trainer.benchmark.report import BenchmarkReport, ResultTable
+from trainer.benchmark.report import BenchmarkReport, ResultTable, interference
 from trainer.errors import RunError
 from trainer.monitoring.progress import show_progress
 
@@ -125,4 +125,16 @@ def make_table(measurements: list[dict[str, Any]], title: str, places: int) -> R
         "or GPUs in use; by CPU time, the CPU time of a clip there by that here, which other programs "
         "disturb less."
     )
-    return ResultTable(f"ranks: {title}", columns, tuple(rows), (note,))
+    others = [_others(each["results"]) for each in measurements]
+    return ResultTable(f"ranks: {title}", columns, tuple(rows), (note, *interference(others)))
+
+
+def _others(ranks: list[dict[str, Any]]) -> float:
+    """Cores that other programs used, of those of the ranks. A rank counts those that share its core, too."""
+    by_core: dict[int | None, list[dict[str, Any]]] = {}
+    for rank in ranks:
+        by_core.setdefault(rank["core"], []).append(rank)
+    return sum(
+        max(0.0, first["others"] - sum(rank["cpu"] for rank in rest) / first["seconds"])
+        for first, *rest in by_core.values()
+    )

@@ -43,6 +43,7 @@ def measure_rank(
     trained.losses()  # waits for the device
     dist.barrier()
     seconds, used = time.perf_counter() - begun, time.process_time() - cpu
-    result = {"seconds": seconds, "cpu": used, "clips": steps * batch, "others": others.cores()}
+    # "others" includes the ranks that share the cores of this one.
+    result = {"seconds": seconds, "cpu": used, "clips": steps * batch, "others": others.cores(), "core": core}
     disconnect()
     return result

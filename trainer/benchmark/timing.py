@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import os
+import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from pipelines.benchmark.cpu_usage import read_busy_seconds
+from pipelines.benchmark.cpu_usage import read_busy_seconds, read_cpu_usage
 
 _LIBC = ctypes.CDLL(None)
 _M_MMAP_THRESHOLD = -3
@@ -30,7 +31,10 @@ class Cost:
 
 
 class OtherPrograms:
-    """Counts the cores that other programs use, of those that this process may use."""
+    """Counts the cores that other programs use, of those that this process may use.
+
+    Other programs are neither this process nor its children, the data workers.
+    """
 
     def __init__(self) -> None:
         self._cores = os.sched_getaffinity(0)
@@ -43,7 +47,9 @@ class OtherPrograms:
         return max(0.0, others) / (begun - self._begun)
 
     def _read(self) -> tuple[float, float, float]:
-        return time.perf_counter(), time.process_time(), read_busy_seconds(self._cores)
+        usage, ended = read_cpu_usage(), resource.getrusage(resource.RUSAGE_CHILDREN)
+        own = usage.own + usage.workers + ended.ru_utime + ended.ru_stime
+        return time.perf_counter(), own, read_busy_seconds(self._cores)
 
 
 def measure_cost(work: Callable[[], object], device: torch.device) -> Cost:

@@ -1,9 +1,11 @@
 """Each job of `bench.py` with the smallest sizes: what it measures, and its report."""
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from trainer.benchmark.budget import Plan, table_of_changes
 from trainer.benchmark.child import MeasurementError, run_child
 from trainer.benchmark.loop_task import PHASES
 from trainer.benchmark.scaling import make_table
+from trainer.benchmark.timing import OtherPrograms
 from trainer.errors import RecipeError, RunError
 
 
@@ -154,12 +157,43 @@ def test_scale_runs_the_ranks_together(tmp_path):
 def test_efficiency_counts_cores_where_ranks_share_them():
     results = {1: 2.0, 2: 2.5, 4: 5.0}  # seconds for 10 clips a rank
     measurements = [
-        {"ranks": count, "results": [{"clips": 10, "seconds": seconds, "cpu": 2.0}] * count}
+        {
+            "ranks": count,
+            "results": [
+                {"clips": 10, "seconds": seconds, "cpu": 2.0, "others": 0.0, "core": rank % 2}
+                for rank in range(count)
+            ],
+        }
         for count, seconds in results.items()
     ]
     table = make_table(measurements, "x", places=2)
     assert [row[4] for row in table.rows] == ["100 %", "80 %", "80 %"]
     assert [row[1] for row in table.rows] == ["", "", "4 ranks share 2 cores"]
+
+
+def test_ranks_that_share_a_core_are_no_other_programs():
+    def rank(core, others):
+        return {"clips": 10, "seconds": 2.0, "cpu": 0.8, "others": others, "core": core}
+
+    # On core 0, the second rank uses 0.4 of the 0.5 cores that the first one sees; on core 1 all.
+    results = [rank(0, 0.5), rank(1, 0.4), rank(0, 0.5), rank(1, 0.4)]
+    table = make_table([{"ranks": 4, "results": results}], "x", places=2)
+    assert table.notes[1].startswith("Other programs used 0.10 to 0.10 cores")
+
+
+def test_child_processes_are_no_other_programs():
+    others = OtherPrograms()
+    _, before, _ = others._read()
+    worker = multiprocessing.get_context("spawn").Process(target=_use_cpu, args=(0.3,))
+    worker.start()
+    worker.join()
+    _, after, _ = others._read()
+    assert after - before >= 0.3
+
+
+def _use_cpu(seconds: float) -> None:
+    while time.process_time() < seconds:
+        pass
 
 
 def test_budget_of_a_recipe_needs_no_device_and_no_data(tmp_path):
@@ -235,7 +269,8 @@ def test_a_measurement_that_fails_says_why():
 
 def test_ctrl_c_prints_what_there_is(tmp_path, monkeypatch, capsys):
     def interrupted(args, report):
-        make = make_table([{"ranks": 1, "results": [{"clips": 1, "seconds": 1.0, "cpu": 1.0}]}], "cut", 1)
+        rank = {"clips": 1, "seconds": 1.0, "cpu": 1.0, "others": 0.0, "core": 0}
+        make = make_table([{"ranks": 1, "results": [rank]}], "cut", 1)
         report.tables.append(make)
         raise KeyboardInterrupt
 
