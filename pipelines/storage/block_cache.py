@@ -8,7 +8,7 @@ while another is not; buckets hold about 256 blocks, which makes the difference 
 
 The number of buckets follows from the limit. Caches of another number in the same folder are apart: each has
 a file that its processes lock (`flock`, shared), and one that nobody has locked is deleted when another is
-opened.
+opened. On a file system without locks, none is deleted.
 """
 
 import fcntl
@@ -20,6 +20,7 @@ import tempfile
 import time
 import weakref
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from zlib import crc32
 
@@ -71,11 +72,14 @@ class BlockCache:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             if folder.stat().st_uid != os.geteuid():
                 raise DataError(f"the cache {printable(folder)} belongs to another user: name another folder")
-            weakref.finalize(self, os.close, _lock(self._root, fcntl.LOCK_SH))  # before another deletes it
+            lock = _open_lock(self._root)
+            weakref.finalize(self, os.close, lock)
+            locked = self._try_lock(lock, fcntl.LOCK_SH)  # before another process deletes it
             self._root.mkdir(exist_ok=True)
             with tempfile.TemporaryFile(dir=self._root):
                 pass
-            self._remove_other_layouts()
+            if locked:
+                self._remove_other_layouts()
         except OSError as error:
             raise DataError(f"the cache {printable(folder)} cannot be written: {error.strerror}") from error
 
@@ -158,28 +162,41 @@ class BlockCache:
         for other in self.folder.glob("blocks-*"):
             if other == self._root or not _OWN_FOLDER.fullmatch(other.name):
                 continue
+            lock = _open_lock(other)
             try:
-                lock = _lock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:  # a process uses it
-                continue
-            for folder, _, files in os.walk(other, topdown=False):
-                for name in filter(_OWN_FILE.fullmatch, files):
+                if not self._try_lock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                    continue
+                for folder, _, files in os.walk(other, topdown=False):
+                    for name in filter(_OWN_FILE.fullmatch, files):
+                        with suppress(OSError):
+                            os.unlink(os.path.join(folder, name))
                     with suppress(OSError):
-                        os.unlink(os.path.join(folder, name))
-                with suppress(OSError):
-                    os.rmdir(folder)
-            os.close(lock)
+                        os.rmdir(folder)
+            finally:
+                os.close(lock)
+
+    def _try_lock(self, lock: int, operation: int) -> bool:
+        """Lock a file; False if another process has locked it, or, with a warning, if it cannot be locked."""
+        try:
+            fcntl.flock(lock, operation)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            _warn_without_locks(self.folder, error.strerror)
+            return False
+        return True
 
 
-def _lock(blocks: Path, operation: int) -> int:
-    """Lock the file beside the folder of a cache's blocks. Returns its descriptor; closing it releases it.
+@cache
+def _warn_without_locks(folder: Path, reason: str) -> None:
+    """Once in a process."""
+    logger.warning(
+        "the cache %s: its file system does not lock files (%s). The cache is used; blocks of runs with "
+        "another limit are not deleted: give all runs the same limit",
+        printable(folder), reason,
+    )  # fmt: skip
 
-    Raises OSError where another process has locked it, or it cannot be locked.
-    """
-    descriptor = os.open(blocks.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, operation)
-    except OSError:
-        os.close(descriptor)
-        raise
-    return descriptor
+
+def _open_lock(blocks: Path) -> int:
+    """The descriptor of the file beside the folder of a cache's blocks; closing it releases a lock."""
+    return os.open(blocks.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -1,5 +1,7 @@
 """The cache of blocks: its limit, several processes, killed writers and damaged files."""
 
+import errno
+import fcntl
 import os
 import pickle
 import signal
@@ -97,6 +99,25 @@ def test_two_runs_with_other_limits_keep_their_blocks(tmp_path: Path) -> None:
     BlockCache(tmp_path, 2**32)
     assert large.get("a") == b"content" and len(_files(tmp_path)) == 1
     assert BlockCache(tmp_path, MINIMUM).get("a") is None
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, code: int
+) -> None:
+    """Lustre without the mount option `flock`, NFS without its lock service: caches work, none is deleted."""
+
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    small = BlockCache(tmp_path, MINIMUM)
+    small.put("a", b"content")
+    large = BlockCache(tmp_path, 2**30)
+    large.put("a", b"content")
+    assert small.get("a") == large.get("a") == BlockCache(tmp_path, MINIMUM).get("a") == b"content"
+    (message,) = caplog.messages
+    assert os.strerror(code) in message and str(tmp_path) in message
 
 
 def test_several_processes_and_killed_ones(tmp_path: Path) -> None:
