@@ -104,15 +104,20 @@ def _get(store: Any, url: str, ranges: Sequence[tuple[int, int]]) -> list[tuple[
     bucket, key, _ = store.split_path(url)
 
     async def get(begin: int, end: int) -> tuple[bytes, str]:
-        # Not cat_file, whose result is without the object's ETag.
+        # Not cat_file, whose result is without the object's ETag. The public call_s3 is not a coroutine.
         answer = await store._call_s3("get_object", Bucket=bucket, Key=key, Range=f"bytes={begin}-{end - 1}")
         async with answer["Body"] as body:
             return await body.read(), _version(answer)
 
-    async def get_all() -> list[tuple[bytes, str]]:
-        return await asyncio.gather(*(get(begin, end) for begin, end in ranges))
+    async def get_all() -> list[tuple[bytes, str] | BaseException]:
+        # Waits for all, so that no download of this attempt goes on beside those of the next.
+        return await asyncio.gather(*(get(begin, end) for begin, end in ranges), return_exceptions=True)
 
-    found: list[tuple[bytes, str]] = sync(store.loop, get_all)
+    found: list[tuple[bytes, str]] = []
+    for part in sync(store.loop, get_all):
+        if isinstance(part, BaseException):
+            raise part
+        found.append(part)
     return found
 
 

@@ -1,5 +1,6 @@
 """Objects of a real S3 server: ranges, missing objects, a server that is away, credentials."""
 
+import asyncio
 import pickle
 import re
 import threading
@@ -13,7 +14,7 @@ import pytest
 
 from pipelines.decode.pyav import decode_frames
 from pipelines.errors import DataError, VideoError
-from pipelines.storage import byte_range_file, object_records
+from pipelines.storage import byte_range_file, object_records, object_store
 from pipelines.storage.block_cache import BLOCK
 from pipelines.storage.byte_range_file import ByteRangeFile
 from pipelines.storage.object_store import (
@@ -59,6 +60,15 @@ def test_a_missing_object_is_a_bad_video(server: S3Server, ranges: list[tuple[in
         read_ranges("s3://videos/folder/missing.tar", ranges)
     with pytest.raises(VideoError, match="no such object"):
         object_size("s3://videos/folder/missing.tar")
+
+
+def test_a_failed_range_leaves_no_downloads_of_the_others(server: S3Server) -> None:
+    """Their next attempt would run beside them."""
+    beyond = (len(CONTENT) + 5, len(CONTENT) + 6)
+    with pytest.raises(VideoError, match="shorter"):
+        read_ranges(URL, [beyond, *[(0, len(CONTENT))] * 12])
+    tasks = asyncio.all_tasks(object_store._filesystem("s3").loop)
+    assert not [task for task in tasks if "_get" in repr(task.get_coro())]
 
 
 @pytest.mark.parametrize("begin", [len(CONTENT) - 5, len(CONTENT), len(CONTENT) + 5])
