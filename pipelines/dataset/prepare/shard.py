@@ -6,7 +6,7 @@ import json
 import re
 import tempfile
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
@@ -114,7 +114,9 @@ def write_shards(
 ) -> int:
     """Write the shards that are missing; the same call continues an interrupted one.
 
-    Returns the number of shards of this part. Their bytes do not depend on workers, parts or interruptions.
+    Nothing is written if the manifest is complete, and only the deletion of the folder of results was
+    interrupted. Returns the number of shards of this part. Their bytes do not depend on workers, parts or
+    interruptions.
 
     Args:
         workers: processes; each writes one shard at a time.
@@ -125,6 +127,8 @@ def write_shards(
         DataError: the folder of results belongs to other shards, a source is in a folder of frames, or a
             shard cannot be written.
     """
+    if (finished := _finished(source, options)) is not None:
+        return len(range(part[0], finished.shards, part[1]))
     starts = _plan(source, options, workers)
     ends = [*starts[1:], len(source)]
     numbers = range(part[0], len(starts), part[1])
@@ -178,8 +182,12 @@ def finish_shards(source: Manifest, options: ShardOptions) -> ShardReport:
 
     Raises DataError if shards are missing, or no video could be used.
     """
+    if (finished := _finished(source, options)) is not None:
+        _remove_results(options)
+        return finished
     starts = _plan(source, options, 1)
-    bad, totals = Findings(), [0, 0]
+    left_out: list[tuple[int, str]] = []
+    totals = [0, 0]
     folder = options.manifest.absolute().parent
 
     def rows(table: PacketTableWriter) -> Iterator[ManifestRow]:
@@ -191,8 +199,7 @@ def finish_shards(source: Manifest, options: ShardOptions) -> ShardReport:
                 )
             location = location_of(options.out, number)
             path = location if is_url(location) else stored_path(Path(location), folder)
-            for row, reason in result.bad:
-                bad.add(LEFT_OUT, source.printable_path(row), printable(reason))
+            left_out.extend(result.bad)
             totals[0] += result.size
             before = -1
             for video in result.videos:
@@ -202,7 +209,7 @@ def finish_shards(source: Manifest, options: ShardOptions) -> ShardReport:
                 before = video.offset
                 yield replace(source.row(video.row), path=path, offset=video.offset, length=video.length)
         if not table.rows:
-            raise DataError("no video could be used:\n" + "\n".join(bad.table()))
+            raise DataError("no video could be used:\n" + "\n".join(_findings(source, left_out).table()))
 
     try:
         with write_packet_table(options.manifest) as table:
@@ -216,24 +223,59 @@ def finish_shards(source: Manifest, options: ShardOptions) -> ShardReport:
             table.finish(manifest.fingerprint)
     except OSError as error:
         raise DataError(f"{printable(options.manifest)} cannot be written: {error.strerror}") from error
-    try:
-        _remove_results(options.results)
-    except OSError as error:
-        raise DataError(
-            f"{printable(options.manifest)} is complete, but {printable(options.results)} cannot be deleted: "
-            f"{error.strerror}; delete it"
-        ) from error
+    finished = {
+        "fingerprint": manifest.fingerprint,
+        "shards": len(starts),
+        "bytes": totals[0],
+        "indexed": totals[1],
+        "bad": left_out,
+    }
+    _remove_results(options, {**_settings(source, options), "finished": finished})
+    bad = _findings(source, left_out)
     return ShardReport(Manifest.open(options.manifest), len(starts), totals[0], totals[1], bad)
 
 
-def _remove_results(folder: Path) -> None:
+def _findings(source: Manifest, left_out: Iterable[tuple[int, str]]) -> Findings:
+    """The rows that are in no shard, with their reasons."""
+    bad = Findings()
+    for row, reason in left_out:
+        bad.add(LEFT_OUT, source.printable_path(row), printable(reason))
+    return bad
+
+
+def _finished(source: Manifest, options: ShardOptions) -> ShardReport | None:
+    """The report of a call that wrote the manifest, but not deleted the results; None if there was none."""
+    try:
+        settings = json.loads((options.results / SETTINGS).read_text(encoding="utf-8"))
+        finished = settings.pop("finished")
+        manifest = Manifest.open(options.manifest)
+        if settings != _settings(source, options) or manifest.fingerprint != finished["fingerprint"]:
+            return None
+        bad = _findings(source, finished["bad"])
+        return ShardReport(manifest, finished["shards"], finished["bytes"], finished["indexed"], bad)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, DataError):
+        return None  # what is wrong with the settings is found where they are compared
+
+
+def _remove_results(options: ShardOptions, settings: Mapping[str, object] | None = None) -> None:
     """Delete all files of the program, and the folder if nothing else is in it.
 
-    The settings go last: until then, the same command continues what is left, and others are refused.
+    The settings go last. Before, `settings` are written, with which an interrupted deletion is continued.
+
+    Raises DataError.
     """
-    for pattern in (".*.partial", "shard-*.tar", "[0-9]*.arrow", _PLAN, SETTINGS):
-        for path in folder.glob(pattern):
-            path.unlink(missing_ok=True)
+    folder = options.results
+    try:
+        if settings is not None:
+            _write_settings(folder / SETTINGS, settings)
+        for pattern in (".*.partial", "shard-*.tar", "[0-9]*.arrow", _PLAN, SETTINGS):
+            for path in folder.glob(pattern):
+                path.unlink(missing_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"{printable(options.manifest)} is complete, but {printable(folder)} cannot be deleted: "
+            f"{error.strerror}; delete it"
+        ) from error
     with suppress(OSError):  # it holds other files
         folder.rmdir()
 
@@ -308,7 +350,7 @@ def _sizes(manifest: Path, first: int) -> list[tuple[tuple[str, int, int], int]]
 
 def _check_settings(source: Manifest, options: ShardOptions) -> None:
     """Record what the folder of results belongs to, or compare it with what was recorded before."""
-    settings = {"manifest": source.fingerprint, "out": options.out, "size": options.size}
+    settings = _settings(source, options)
     path = options.results / SETTINGS
     try:
         if not path.exists():
@@ -317,21 +359,31 @@ def _check_settings(source: Manifest, options: ShardOptions) -> None:
         if not is_url(options.out):
             Path(options.out).mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            with atomic_file(path, sync=True, shared=True) as new:
-                new.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+            _write_settings(path, settings)
             return
         before = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"{printable(options.results)} cannot be written: {error.strerror}") from error
     except ValueError as error:
         raise DataError(f"{printable(path)}: no JSON: {error}; delete the folder") from error
-    if before != settings:
-        known = before if isinstance(before, dict) else {}
+    known = before if isinstance(before, dict) else {}
+    known.pop("finished", None)  # of a manifest that is no longer there
+    if known != settings:
         changed = ", ".join(name for name in settings if known.get(name) != settings[name])
         raise DataError(
             f"{printable(options.results)} belongs to shards with another {changed}: give the same arguments "
             "to continue them, or delete the folder"
         )
+
+
+def _settings(source: Manifest, options: ShardOptions) -> dict[str, object]:
+    """What the shards depend on."""
+    return {"manifest": source.fingerprint, "out": options.out, "size": options.size}
+
+
+def _write_settings(path: Path, settings: Mapping[str, object]) -> None:
+    with atomic_file(path, sync=True, shared=True) as new:
+        new.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
 
 def _check_no_shards(out: str, settings: Path) -> None:

@@ -174,6 +174,47 @@ def test_bad_videos_are_left_out_with_their_reasons(source: Manifest, tmp_path: 
     assert "missing.mp4\tcannot be read" in text and "40 frames" in text and "39 frames" in text
 
 
+def test_an_interrupted_deletion_of_the_results_is_continued(
+    source: Manifest, packed: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever was deleted: the shards are not written again, and the report is the same."""
+    options = ShardOptions(str(tmp_path), tmp_path / "train.arrow", 200_000)
+    write_shards(source, options, workers=1)
+    results = {path.name: path.read_bytes() for path in options.results.iterdir()}
+    expected = finish_shards(source, options)
+    unlink = Path.unlink
+    for deleted in range(len(results)):
+        (tmp_path / "train.arrow").unlink()
+        options.results.mkdir()
+        for name, content in results.items():
+            (options.results / name).write_bytes(content)
+        left = deleted
+
+        def interrupted(path: Path, missing_ok: bool = False) -> None:
+            nonlocal left
+            if path.parent == options.results and left == 0:
+                raise KeyboardInterrupt
+            left -= path.parent == options.results
+            unlink(path, missing_ok)
+
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(Path, "unlink", interrupted)
+            finish_shards(source, options)
+        assert len(list(options.results.iterdir())) == len(results) - deleted
+        before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir() if path.is_file()}
+        assert write_shards(source, options, workers=1) == expected.shards
+        report = finish_shards(source, options)
+        assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir() if path.is_file()} == before
+        assert not options.results.exists()
+        assert (report.shards, report.bytes, report.indexed) == (
+            expected.shards,
+            expected.bytes,
+            expected.indexed,
+        )
+        assert report.bad.table() == expected.bad.table()
+    assert digests(tmp_path) == digests(packed.folder)
+
+
 def test_only_own_files_of_the_folder_of_results_are_deleted(source: Manifest, tmp_path: Path) -> None:
     for out in ("train.shards", "train.shards/0"):
         with pytest.raises(DataError, match="deletes"):
