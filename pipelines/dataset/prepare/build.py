@@ -220,13 +220,16 @@ def _defect(job: tuple[Path, ManifestRow, bool]) -> str:
     path, row, deep = job
     whole = ManifestRow(row.path, row.offset, row.length, 0, 1, row.fps, 1, 1, "", source=row.source)
     probed = _probe(path, whole, deep)
-    return str(probed) if isinstance(probed, VideoError) else format_change(probed, row)
+    return probed if isinstance(probed, str) else format_change(probed, row)
 
 
 @lru_cache(_CACHED)
-def _probe(path: Path, whole: ManifestRow, deep: bool) -> VideoInfo | VideoError:
-    """The properties of a video, or its defect. whole: a row of all of it."""
+def _probe(path: Path, whole: ManifestRow, deep: bool) -> VideoInfo | str:
+    """The properties of a video, or its defect. whole: a row of all of it.
+
+    The error itself is not kept: its traceback has the packets of the video.
+    """
     try:
         return open_source(path, whole).probe(deep=deep)
     except VideoError as defect:
-        return defect
+        return str(defect)

@@ -1,3 +1,4 @@
+import gc
 import os
 import shutil
 import subprocess
@@ -10,13 +11,13 @@ import pytest
 
 from pipelines.dataset import manifest as manifest_module
 from pipelines.dataset.manifest import Manifest, ManifestRow, write_manifest
-from pipelines.dataset.prepare.build import build_manifest, check_manifest
+from pipelines.dataset.prepare.build import _defect, build_manifest, check_manifest
 from pipelines.dataset.prepare.class_balance import balance
 from pipelines.dataset.prepare.class_names import read_class_names
 from pipelines.dataset.prepare.folder import read_folder
 from pipelines.dataset.prepare.listing import Listing
 from pipelines.dataset.prepare.table import read_table
-from pipelines.errors import DataError
+from pipelines.errors import DataError, VideoError
 from pipelines.synthetic.motion import CLASS_NAMES
 from tests.pipelines.damaged_manifests import change_rows
 
@@ -222,6 +223,17 @@ def test_check_compares_a_manifest_with_its_videos(videos):
     assert no_path == f"row 1 of {manifest.path}\thas a NUL character in its path"
     assert flat.startswith(f"{changed}\thas frames of {manifest.row(3).width}x0 pixels")
     assert missing == second
+
+
+def test_check_keeps_no_error_of_a_bad_video(tmp_path):
+    """Its traceback holds the video's packets."""
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    row = ManifestRow("bad.mp4", 0, 0, 0, 9, 25.0, 32, 32, "h264")
+    gc.collect()
+    before = {id(kept) for kept in gc.get_objects() if isinstance(kept, VideoError)}
+    assert _defect((tmp_path / "bad.mp4", row, False))
+    gc.collect()
+    assert not [kept for kept in gc.get_objects() if isinstance(kept, VideoError) and id(kept) not in before]
 
 
 def test_check_finds_videos_inside_a_shard(videos, tmp_path):
