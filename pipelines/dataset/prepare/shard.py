@@ -223,14 +223,14 @@ def finish_shards(source: Manifest, options: ShardOptions) -> ShardReport:
             table.finish(manifest.fingerprint)
     except OSError as error:
         raise DataError(f"{printable(options.manifest)} cannot be written: {error.strerror}") from error
-    finished = {
+    record = {
         "fingerprint": manifest.fingerprint,
         "shards": len(starts),
         "bytes": totals[0],
         "indexed": totals[1],
         "bad": left_out,
     }
-    _remove_results(options, {**_settings(source, options), "finished": finished})
+    _remove_results(options, {**_settings(source, options), "finished": record})
     bad = _findings(source, left_out)
     return ShardReport(Manifest.open(options.manifest), len(starts), totals[0], totals[1], bad)
 
