@@ -5,16 +5,17 @@ from collections.abc import Callable
 from math import inf, isfinite
 
 
-def integer(least: int) -> Callable[[str], int]:
-    """The type of a whole number, `least` or more."""
+def integer(least: int, most: float = inf) -> Callable[[str], int]:
+    """The type of a whole number from `least` to `most`."""
 
     def parse(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
             value = least - 1
-        if value < least:
-            raise ArgumentTypeError(f"'{text}' is no whole number of {least} or more")
+        if not least <= value <= most:
+            limits = f"of {least} or more" if most == inf else f"from {least} to {most}"
+            raise ArgumentTypeError(f"'{text}' is no whole number {limits}")
         return value
 
     return parse

@@ -79,7 +79,8 @@ def add_arguments(job: argparse.ArgumentParser) -> None:
         help="of forward passes and of steps, each time (%(default)g)",
     )
     job.add_argument("--repeats", type=integer(1), default=2, help="rounds (%(default)s)")
-    job.add_argument("--threads", type=integer(1), help="of a CPU (all cores)")
+    cores = len(os.sched_getaffinity(0))
+    job.add_argument("--threads", type=integer(1, cores), help="of a CPU (all cores)")
     add_device(job)
     add_timeout(job)
     add_common(job, "model")

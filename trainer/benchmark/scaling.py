@@ -22,7 +22,7 @@ HELP = "clips per second of several ranks, and their efficiency"
 
 
 def add_arguments(job: argparse.ArgumentParser) -> None:
-    job.add_argument("--ranks", type=integer(1), action="append", help="repeatable (1, 2, 4)")
+    job.add_argument("--ranks", type=integer(1, 64), action="append", help="repeatable (1, 2, 4)")
     job.add_argument("--preset", choices=tuple(PRESETS), default="tiny", help="(%(default)s)")
     job.add_argument("--frames", type=integer(1), default=8, help="of a clip (%(default)s)")
     job.add_argument("--batch", type=integer(1), default=8, help="clips of a rank (%(default)s)")
