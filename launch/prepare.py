@@ -21,7 +21,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from pipelines.arguments import integer
+from pipelines.arguments import file_named, integer
 from pipelines.dataset.prepare.build import check_out
 from pipelines.dataset.prepare.jobs import add_listing_jobs, merge_arguments, run_listing_job
 from pipelines.dataset.prepare.manifest_jobs import add_manifest_jobs
@@ -57,7 +57,7 @@ def parse(command: list[str]) -> argparse.Namespace:
     merge.add_argument("manifest", type=Path, help="the --out of the parts")
     weights = jobs.add_parser("weights", help="the image ViT of a CLIP, timm or Hugging Face checkpoint")
     weights.add_argument("source", type=Path, help="file, archive of OpenAI, or folder of a model")
-    weights.add_argument("--out", type=Path, required=True, help="safetensors file to write")
+    weights.add_argument("--out", type=file_named(".safetensors"), required=True, help="to write")
     weights.set_defaults(run=write_image_weights)
     return parser.parse_args(command)
 

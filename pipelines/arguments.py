@@ -3,6 +3,7 @@
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 from math import inf, isfinite
+from pathlib import Path
 
 
 def integer(least: int, most: float = inf) -> Callable[[str], int]:
@@ -35,3 +36,23 @@ def number(least: float, most: float = inf) -> Callable[[str], float]:
         return value
 
     return parse
+
+
+def file_named(suffix: str) -> Callable[[str], Path]:
+    """The type of a file to write whose name ends in `suffix`, so that no other file is replaced."""
+
+    def parse(text: str) -> Path:
+        if not text.lower().endswith(suffix) or Path(text).is_dir():
+            raise ArgumentTypeError(f"'{text}' is no name of a {suffix} file")
+        return Path(text)
+
+    return parse
+
+
+def output_folder(text: str) -> Path:
+    """The type of a folder for results, which is made if it does not exist."""
+    path = Path(text)
+    existing = next((each for each in (path, *path.parents) if each.exists()), path)
+    if not existing.is_dir():
+        raise ArgumentTypeError(f"'{text}': {existing} is no folder")
+    return path

@@ -44,8 +44,8 @@ def packets_path(manifest: Path) -> Path:
 def index_hint(manifest: Path) -> str:
     """The lines for the user about a new manifest that has no packet indexes."""
     return (
-        "No packet index was made; with one, clips are read without whole files:\n"
-        f"  prepare index {printable(manifest)}"
+        "No packet index was made; with one, a clip needs a part of its video file only:\n"
+        f"  uniformerv2 prepare index {printable(manifest)}"
     )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.arguments import integer, number
+from pipelines.arguments import file_named, integer, number
 from pipelines.dataset.manifest import Manifest
 from pipelines.formatting import printable
 from pipelines.worker_pool import ProgressOf
@@ -41,7 +41,7 @@ def add_report_job(
     )
     report.set_defaults(run=run_report)
     report.add_argument("manifest", type=Path)
-    report.add_argument("--out", type=Path, required=True, help="page to write (report.html)")
+    report.add_argument("--out", type=file_named(".html"), required=True, help="page to write (report.html)")
     report.add_argument("--sample", type=integer(1), default=_OPENED, help="videos to open (%(default)s)")
     report.add_argument(
         "--copies", type=integer(0), default=_COPIES,

@@ -39,8 +39,8 @@ def test_folder_table_and_check_agree_on_the_same_videos(motion_set, tmp_path):
         f"  {out}.bad.txt:",
         "  is empty (0 bytes): 1",
         f"    {videos}/grow/empty.mp4",
-        "No packet index was made; with one, clips are read without whole files:",
-        f"  prepare index {out}",
+        "No packet index was made; with one, a clip needs a part of its video file only:",
+        f"  uniformerv2 prepare index {out}",
     ]
 
     manifest = Manifest.open(out)

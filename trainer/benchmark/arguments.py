@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from pipelines.arguments import number
+from pipelines.arguments import number, output_folder
 from trainer.benchmark.child import TIMEOUT
 from trainer.errors import RunError
 
@@ -13,7 +13,8 @@ positive = number(1e-3)
 
 def add_common(job: argparse.ArgumentParser, name: str) -> None:
     """name: of the job; each has a folder of its own for its results."""
-    job.add_argument("--out", type=Path, default=Path("runs/bench", name), help="for all files (%(default)s)")
+    where = Path("runs/bench", name)
+    job.add_argument("--out", type=output_folder, default=where, help="folder of all files (%(default)s)")
 
 
 def add_timeout(job: argparse.ArgumentParser) -> None:

@@ -84,7 +84,7 @@ def prepare(
     if short_side is not None and short_side < config.resolution:
         raise RecipeError(
             f"augmentation.max_short_side: {short_side} is less than the model's resolution, "
-            f"{config.resolution}"
+            f"{config.resolution}; set it to {config.resolution} or more, or to null"
         )
     precision = choose_precision(recipe.engine.precision, torch.device(available.kind))
     layout = choose_batch_plan(recipe, config, world_size, precision=precision, available=available)

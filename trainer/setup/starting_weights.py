@@ -15,6 +15,7 @@ from models.weights.row_maps import agrees_with_order
 from models.weights.safetensors_header import shorten
 from models.weights.transfer import TransferPlan, VideoWeights, load_transfer, plan_transfer
 from pipelines.dataset import kinetics710
+from pipelines.formatting import format_count
 from trainer.checkpoint.metadata import STATE
 from trainer.checkpoint.weights import FORMAT, open_described
 from trainer.errors import RunError
@@ -211,7 +212,7 @@ def _groups(names: Sequence[str]) -> str:
         groups[group] = groups.get(group, 0) + 1
     shown = [f"{shorten(group)} ({count})" for group, count in list(groups.items())[:_NAMED]]
     more = len(groups) - _NAMED
-    return ", ".join(shown) + (f" and {more} groups more" if more > 0 else "")
+    return ", ".join(shown) + (f" and {format_count(more, 'group')} more" if more > 0 else "")
 
 
 def _rows_by_name(
