@@ -46,16 +46,15 @@ def find_copies(manifest: Manifest, most: int, *, workers: int, progress: Progre
     """Find copies among at most `most` videos: those that fewest others resemble by their row come first.
 
     Two videos count as copies if `VideoSource.content_key` is the same: of files, their size and 48 KiB of
-    their content. Memory: about 50 bytes a row.
+    their content. Memory: at most 66 bytes a row, measured with a million rows.
 
     Args:
         workers: processes.
         progress: called after each video with the number of those compared and of all.
     """
     videos, shapes = _first_rows(manifest)
-    candidates = [videos[group] for group in groups(shapes)]
-    candidates.sort(key=len)
-    chosen = np.concatenate([np.zeros(0, np.int64), *candidates])[:most]
+    candidates = _candidates(shapes)
+    chosen = videos[candidates[:most]]
     jobs = ((manifest.path_at(index), manifest.row(index)) for index in chosen.tolist())
     keys = array("Q")
     with closing(
@@ -64,7 +63,7 @@ def find_copies(manifest: Manifest, most: int, *, workers: int, progress: Progre
         keys.extend(found)
     return Copies(
         len(videos),
-        sum(map(len, candidates)),
+        len(candidates),
         len(chosen),
         [sorted(chosen[group].tolist()) for group in groups(np.frombuffer(keys, np.uint64))],
     )
@@ -86,6 +85,22 @@ def _first_rows(manifest: Manifest) -> tuple[NDArray[np.int64], NDArray[np.int64
     _, kept = np.unique(np.frombuffer(identities, np.int64), return_index=True)
     kept.sort()
     return np.frombuffer(numbers, np.int64)[kept], np.frombuffer(shapes, np.int64)[kept]
+
+
+def _candidates(shapes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The indices of each shape that occurs more than once and is not 0: the rarest first."""
+    order = np.argsort(shapes, kind="stable")
+    ordered = shapes[order]
+    begins = np.flatnonzero(np.diff(ordered, prepend=ordered[:1] + 1))
+    sizes = np.diff(begins, append=len(ordered))
+    repeated = (sizes > 1) & (ordered[begins] != 0)
+    del ordered
+    begins, sizes = begins[repeated], sizes[repeated]
+    ranked = np.lexsort((order[begins], sizes))
+    begins, sizes = begins[ranked], sizes[ranked]
+    inside = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    inside += np.repeat(begins, sizes)
+    return order[inside]
 
 
 def _batches(manifest: Manifest) -> Iterator[tuple[int, NDArray[np.bool_], pa.RecordBatch]]:
