@@ -8,6 +8,7 @@ for each row, one after another, and a table of rows + 1 int64.
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import shutil
@@ -136,11 +137,11 @@ def check_packets(manifest: Path) -> None:
     try:
         with path.open("rb") as file:
             begin = file.read(len(_MAGIC))
-    except FileNotFoundError:
-        return
     except IsADirectoryError:
         begin = b""
     except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
+            return  # no file can have this name
         raise DataError(f"{printable(path)} cannot be read: {error.strerror}") from error
     if begin != _MAGIC:
         raise _foreign(path)

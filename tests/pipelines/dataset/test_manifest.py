@@ -288,7 +288,7 @@ def test_the_fingerprint_depends_on_the_weights(tmp_path):
 
 @pytest.mark.parametrize("weight", [-1, float("nan"), float("inf")])
 def test_an_invalid_weight_is_refused(tmp_path, weight):
-    with pytest.raises(DataError, match=rf"клип 1\.mp4 has weight {weight:g}"):
+    with pytest.raises(DataError, match=rf"клип 1\.mp4 at byte 7 has weight {weight:g}"):
         write_manifest(tmp_path / "m.arrow", weighted_rows([1, weight, 1]), CLASSES, weighted=True)
     assert not list(tmp_path.iterdir())
 
