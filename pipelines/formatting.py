@@ -3,7 +3,7 @@
 import os
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 WIDTH = 80
@@ -31,6 +31,11 @@ def _escape(found: re.Match[str]) -> str:
     if code < 0x80:
         return f"\\x{code:02x}"
     return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
+
+
+def format_markdown_row(cells: Iterable[str]) -> str:
+    """A row of a Markdown table; `|` in a cell does not end it."""
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def format_count(number: int, noun: str) -> str:

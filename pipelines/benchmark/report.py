@@ -16,6 +16,7 @@ from rich.table import Table
 from pipelines.benchmark.measure import LoaderMeasurement
 from pipelines.benchmark.task import THIS_LOADER
 from pipelines.benchmark.workload import NO_POLICY, Workload
+from pipelines.formatting import format_markdown_row
 
 TABLE_COLUMNS = (
     "workload", "loader", "clips/s", "min-max", "ratio to this loader", "cores busy", "CPU ms/clip",
@@ -157,7 +158,7 @@ def write_report(folder: Path, measurements: Sequence[LoaderMeasurement], cores:
 def markdown(summaries: Sequence[LoaderSummary], about: dict[str, object]) -> str:
     """The table as Markdown, below a line with the machine and the versions."""
     cells = [TABLE_COLUMNS, *table_rows(summaries)]
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells]
+    lines = [format_markdown_row(row) for row in cells]
     lines.insert(1, "|---|---|---:|---:|---:|---:|---:|---:|---|")
     installed = ", ".join(f"{name} {number}" for name, number in versions().items())
     setup = f"{about['cores']} cores of {about['processor']}; {about['seconds']:g} s each; {installed}."

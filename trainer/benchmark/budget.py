@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.arguments import integer
+from pipelines.formatting import format_count
 from trainer.benchmark.arguments import add_common, positive
 from trainer.benchmark.report import BenchmarkReport, ResultTable
 
@@ -136,7 +137,7 @@ class Budget:
         from trainer.benchmark.kernels import StepKernels
 
         chosen, none = self.step(batch, recomputed), self.step(batch, 0)
-        name = f"{_blocks(recomputed)} recomputed" if recomputed else "nothing recomputed"
+        name = f"{format_count(recomputed, 'block')} recomputed" if recomputed else "nothing recomputed"
         found = [
             self.plan(f"{name}, uncompiled", chosen, recomputed),
             self.plan(f"{name}, compiled", chosen.fused(), recomputed, compiled=True),
@@ -183,7 +184,7 @@ class Budget:
                 if need <= memory:
                     seconds = one + (batch - 1) * (two - one) + batch * recomputed * again
                     seconds += update / self.accumulation(batch) - update
-                    name = f"micro-batch {batch}, {_blocks(recomputed)} recomputed, compiled"
+                    name = f"micro-batch {batch}, {format_count(recomputed, 'block')} recomputed, compiled"
                     found.append(Plan(name, batch, recomputed, seconds, self.mfu(seconds, batch), need))
                     break  # more of them are slower
             batch *= 2
@@ -265,10 +266,6 @@ def _cheap_again(all_again: "StepKernels", none: "StepKernels") -> "StepKernels"
         left[key] = left.get(key, 0) - 1
         kept.append(kernel)
     return StepKernels(none.batch, kept, none.update)
-
-
-def _blocks(count: int) -> str:
-    return f"{count} block{'s' * (count != 1)}"
 
 
 def _is_bound_by_flops(total: Any, device: "Device") -> bool:

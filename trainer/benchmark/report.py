@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines.benchmark.report import INTERFERENCE_THRESHOLD, processor, versions
+from pipelines.formatting import format_markdown_row
 
 RIGHT_FROM = 2
 """Columns from this one on are numbers, flush right."""
@@ -76,15 +77,11 @@ class BenchmarkReport:
         installed = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
         lines = [f"{about['cores']} cores of {about['processor']}; {installed}.", ""]
         for table in self.tables:
-            lines += [f"## {table.title}", "", _row(table.columns)]
+            lines += [f"## {table.title}", "", format_markdown_row(table.columns)]
             rules = ["---:" if number >= RIGHT_FROM else "---" for number in range(len(table.columns))]
-            lines += ["|" + "|".join(rules) + "|", *map(_row, table.rows), "", *table.notes]
+            lines += ["|" + "|".join(rules) + "|", *map(format_markdown_row, table.rows), "", *table.notes]
             lines += [""] if table.notes else []
         return "\n".join(lines)
-
-
-def _row(cells: tuple[str, ...]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def interference(shares: list[float]) -> tuple[str, ...]:

@@ -5,13 +5,13 @@ On a CPU, each rank has one core, and ranks beyond the cores share them; gloo ad
 
 import argparse
 import os
-import socket
 import tempfile
 from statistics import median
 from typing import Any
 
 from models.config import PRESETS
 from pipelines.arguments import integer
+from pipelines.formatting import format_count
 from trainer.benchmark.arguments import add_common, add_device, add_timeout, resolve_device
 from trainer.benchmark.child import run_children
 from trainer.benchmark.report import BenchmarkReport, ResultTable, interference
@@ -84,9 +84,9 @@ def run(args: argparse.Namespace, report: BenchmarkReport) -> None:
 
 def _variables(count: int) -> list[dict[str, str]]:
     """What a launcher sets for each rank."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    from trainer.distributed.environment import free_port
+
+    port = str(free_port())
     common = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
     return [{**common, "RANK": str(r), "LOCAL_RANK": str(r), "MASTER_PORT": port} for r in range(count)]
 
@@ -121,7 +121,7 @@ def make_table(measurements: list[dict[str, Any]], title: str, places: int) -> R
         )
     columns = ("ranks", "", "clips/s", "min-max", "efficiency", "CPU ms a clip", "by CPU time")
     note = (
-        f"Efficiency: clips per second by those of {counts[0]} rank{'s' * (counts[0] > 1)} times the cores "
+        f"Efficiency: clips per second by those of {format_count(counts[0], 'rank')} times the cores "
         "or GPUs in use; by CPU time, the CPU time of a clip there by that here, which other programs "
         "disturb less."
     )

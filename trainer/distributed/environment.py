@@ -87,7 +87,7 @@ def find_environment(
         notes = not_by_srun(variables)
         place = RankPlacement(0, 0, 1, 1, launcher="alone", starter="alone", notes=notes)
         variables["MASTER_ADDR"] = "127.0.0.1"
-        variables["MASTER_PORT"] = str(_free_port())
+        variables["MASTER_PORT"] = str(free_port())
     else:
         place = _with_address(place, variables)
     variables.update(
@@ -150,7 +150,8 @@ def _is_here(address: str) -> bool:
     return False
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port of the loopback address that nothing uses now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

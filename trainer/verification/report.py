@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from pipelines.formatting import format_markdown_row
 from trainer.system.files import write_text
 
 Status = Literal["passed", "failed", "needs a GPU", "not run"]
@@ -79,7 +80,7 @@ def markdown_table(results: list[StepResult]) -> str:
         for finding in result.findings:
             outcome = {None: "", True: "passed", False: "**failed**"}[finding.passed]
             cells = (result.name, finding.name, finding.value, finding.mark, outcome)
-            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+            lines.append(format_markdown_row(cells))
         if result.status != "passed":
             last = " ".join(result.output.split())[-200:]
             why = ": ".join(part for part in (result.reason, last) if part).replace("|", "\\|")

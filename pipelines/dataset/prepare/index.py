@@ -20,8 +20,8 @@ def index_manifest(manifest: Manifest, *, workers: int, progress: Progress | Non
     """Read every video of a manifest once, and write the packet indexes beside it.
 
     Returns the number of rows with one. A bad video, and one that cannot be indexed, has none: it is read as
-    a whole. Rows of one video share its index. Memory: 34 bytes a row,
-    measured with a million rows.
+    a whole. Rows of one video share its index. Memory: 34 bytes a row, measured
+    with a million rows.
 
     Args:
         progress: called after each video with the number of videos read and of all.
