@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -15,6 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager
 from itertools import islice
 from multiprocessing import resource_tracker
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
@@ -62,6 +64,7 @@ def ordered_map(
 
     Raises:
         BrokenProcessPool: a process died, and there is no `on_crash`.
+        Exception: of pickle, for an item or a result that cannot be sent to or from a process.
     """
     workers = max(min(workers, total // chunk), 1 if on_crash is not None else 0)
     if workers > 1 or on_crash is not None:
@@ -85,7 +88,7 @@ def _in_processes(
     # forever for more work, after finishing what they have: files that the next call writes, too.
     pool = _Pool(workers, signal.SIGINT, die_with_parent=True)
     chunks = iter(lambda: list(islice(items, chunk_size)), [])
-    in_flight: deque[tuple[list[Item], Future[list[Result]]]] = deque()
+    in_flight: deque[tuple[list[Item], Future[bytes]]] = deque()
     try:
         while True:
             while len(in_flight) <= _AHEAD * workers and (chunk := next(chunks, [])):
@@ -94,7 +97,7 @@ def _in_processes(
                 return
             chunk, future = in_flight.popleft()
             try:
-                results = future.result()
+                results: list[Result] = pickle.loads(future.result())
             except BrokenProcessPool:
                 if on_crash is None:
                     raise
@@ -139,13 +142,16 @@ class _Pool:
             self._workers, mp_context=context, initializer=die_with_parent if self._die_with_parent else None
         )
 
-    def submit(self, function: Callable[..., Result], *arguments: Any) -> Future[Result]:
-        """A future; its result raises BrokenProcessPool if a process died before or after this call."""
+    def submit(self, function: Callable[..., object], *arguments: Any) -> Future[bytes]:
+        """A future of the pickled result; it raises BrokenProcessPool if a process died before or after this
+        call. Raises what pickle raises for an argument that cannot be pickled."""
+        # The executor pickles in a thread: where that fails, it may wait forever for its processes.
+        call = bytes(ForkingPickler.dumps((function, arguments)))
         try:
             with signals_blocked(*self._blocked):  # the first few calls start the processes
-                return self._executor.submit(function, *arguments)
+                return self._executor.submit(_call, call)
         except BrokenProcessPool as error:
-            failed: Future[Result] = Future()
+            failed: Future[bytes] = Future()
             failed.set_exception(error)
             return failed
 
@@ -178,17 +184,36 @@ class IsolatedProcess:
         Raises what `function` raises, BrokenProcessPool where the call crashes the process, and TimeoutError
         where it takes more than `seconds`; the process is then killed.
         """
-        process = None if seconds is None else self._pool.submit(os.getpid).result()
+        process = None if seconds is None else pickle.loads(self._pool.submit(os.getpid).result())
         future = self._pool.submit(function, *arguments)
         if process is not None and not wait([future], seconds).done:
             os.kill(process, signal.SIGKILL)
             self._pool.restart()
             raise TimeoutError(f"the call took more than {seconds:g} s")
         try:
-            return future.result()
+            result: Result = pickle.loads(future.result())
         except BrokenProcessPool:
             self._pool.restart()
             raise
+        return result
+
+
+def _call(call: bytes) -> bytes:
+    """The pickled result of a pickled function and its arguments. Runs in the process.
+
+    An exception that the other process could not unpickle would end the pool as a crash does: one with its
+    text is raised instead.
+    """
+    function, arguments = pickle.loads(call)
+    try:
+        result = function(*arguments)
+    except Exception as error:
+        try:
+            pickle.loads(ForkingPickler.dumps(error))
+        except Exception:
+            raise RuntimeError(f"{type(error).__name__}: {error}") from error
+        raise
+    return bytes(ForkingPickler.dumps(result))
 
 
 def _apply(function: Callable[[Item], Result], chunk: list[Item]) -> list[Result]:

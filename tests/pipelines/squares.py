@@ -21,3 +21,14 @@ def square_or_die_late(number: int) -> int:
     if number in LATE:
         os.kill(os.getpid(), signal.SIGSEGV)
     return number * number
+
+
+class Refused(Exception):
+    """Its pickle cannot be read: its own arguments are not those of its text."""
+
+    def __init__(self, number: int, why: str) -> None:
+        super().__init__(f"{number} {why}")
+
+
+def refuse(number: int) -> int:
+    raise Refused(number, "is refused")

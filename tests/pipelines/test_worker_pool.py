@@ -2,13 +2,14 @@
 
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 
 from pipelines.worker_pool import IsolatedProcess, ordered_map
-from tests.pipelines.squares import DEADLY, LATE, square, square_or_die, square_or_die_late
+from tests.pipelines.squares import DEADLY, LATE, refuse, square, square_or_die, square_or_die_late
 
 
 @pytest.mark.parametrize(("total", "workers"), [(0, 2), (5, 2), (100, 1), (100, 3)])
@@ -52,6 +53,21 @@ def test_an_isolated_process_restarts_after_a_crash() -> None:
         with pytest.raises(BrokenProcessPool):
             process.call(square_or_die, 7)
         assert process.call(square_or_die, 4) == 16
+
+
+def test_what_cannot_be_pickled_is_an_error_of_its_call() -> None:
+    """The executor waits forever for some of these, or takes them for a crash."""
+    locks = [threading.Lock()] * 64
+    with pytest.raises(TypeError, match="lock"):
+        list(ordered_map(square, locks, total=64, workers=2, on_crash=lambda _: -1))  # type: ignore[arg-type]
+    with IsolatedProcess() as process:
+        with pytest.raises(TypeError, match="lock"):
+            process.call(square, locks[0])
+        with pytest.raises(TypeError, match="lock"):
+            process.call(threading.Lock)
+        with pytest.raises(RuntimeError, match="Refused: 3"):
+            process.call(refuse, 3)
+        assert process.call(square, 4) == 16
 
 
 def test_an_isolated_call_that_takes_too_long_is_killed() -> None:
