@@ -42,7 +42,7 @@ def show_progress(work: str, file: TextIO | None = None) -> Iterator[Callable[[i
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:.0f}/s")
+        return Text(format_rate(speed) if speed else "")
 
 
 class ProgressLines:
@@ -58,7 +58,18 @@ class ProgressLines:
         if done < total and now - self._last < _SECONDS_BETWEEN_LINES:
             return
         self._last = now
-        rate = done / max(now - self._begin, 1e-9)
-        left = "" if done == total else f", {(total - done) / rate:.0f} s left"
-        shown = f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
-        self._print(f"{self._work}: {done} of {total}, {shown}/s{left}")
+        spent = max(now - self._begin, 1e-9)
+        parts = [f"{self._work}: {done} of {total}"]
+        if done == total == 1:
+            parts.append(f"{spent:.3g} s")
+        elif done:
+            parts.append(format_rate(done / spent))
+            parts += [f"{(total - done) * spent / done:.0f} s left"] * (done < total)
+        self._print(", ".join(parts))
+
+
+def format_rate(rate: float) -> str:
+    """Items per second: `1,234/s`, `29.9/s`, and below one `33 s each`. rate: above 0."""
+    if rate < 1:
+        return f"{1 / rate:.3g} s each"
+    return f"{rate:,.0f}/s" if rate >= 100 else f"{rate:.3g}/s"
