@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pipelines.dataset.prepare.class_names import printable_class
+from pipelines.dataset.prepare.findings import format_reasons, without_numbers
 from pipelines.formatting import format_list, format_size, printable
 from pipelines.report.advice import choose_advice
 from pipelines.report.charts import bar_chart, escaped, histogram, ranked_curve
@@ -21,7 +22,6 @@ _BARS = 24  # classes up to which each has its bar
 _SIZES = 8  # sizes, codecs and reasons that are shown
 _NAMED = 3  # examples of a defect
 _BUSY = 0.1  # share of the cores that other programs use, from which the page says it
-_NUMBER = re.compile(r"(?<![\w(])\d+(\.\d+)?")
 
 _STYLE = """
 :root { --ink: #1d2733; --soft: #5b6877; --line: #dfe5ec; --back: #f5f7fa; --card: #fff;
@@ -220,15 +220,16 @@ def _defects(survey: Survey, sample: Sample) -> str:
     if wrong:
         rows = [(kind, f"{problems.counted(kind):,}") for kind in wrong]
         content += _table(("Wrong in the manifest, by column", "Values"), rows)
-    by_reason: dict[str, list[int]] = {}
+    by_reason: dict[str, list[tuple[int, str]]] = {}
     for index, reason in sample.defects:
-        by_reason.setdefault(_NUMBER.sub("N", reason), []).append(index)
+        by_reason.setdefault(without_numbers(reason), []).append((index, reason))
     if by_reason:
-        ranked = sorted(by_reason.items(), key=lambda item: -len(item[1]))
+        ranked = sorted(by_reason.values(), key=len, reverse=True)
         found = []
-        for reason, indices in ranked[: 2 * _SIZES]:
-            named = ", ".join(survey.manifest.printable_path(index) for index in indices[:_NAMED])
-            found.append((reason, named, f"{len(indices):,}"))
+        for defects in ranked[: 2 * _SIZES]:
+            named = ", ".join(survey.manifest.printable_path(index) for index, _ in defects[:_NAMED])
+            reason = format_reasons(defects[0][1], len({reason for _, reason in defects}) > 1)
+            found.append((reason, named, f"{len(defects):,}"))
         content += _table((f"Of {len(sample):,} opened videos", "Such as", "Videos"), found)
     checked = f"Every row was checked, and {len(sample):,} videos were opened, evenly over the manifest."
     return content + _note(checked if content else f"None found. {checked}")

@@ -1,6 +1,5 @@
 """Building a manifest from labelled videos, and checking a manifest against its videos."""
 
-import re
 from array import array
 from collections.abc import Iterator
 from contextlib import closing
@@ -31,7 +30,6 @@ CUT = "segments that reach beyond their video, cut to it"
 OTHER_LENGTH = "videos whose length differs from that in the annotations"
 
 _CACHED = 4  # videos: the segments of one follow one another
-_NUMBER = re.compile(r"(?<![\w(])\d+(\.\d+)?")
 
 
 def build_manifest(
@@ -65,7 +63,7 @@ def build_manifest(
         before = None
         for (path, label), weight, probed in zip(listing, weights, log.results(), strict=True):
             if isinstance(probed, VideoError):
-                _add_bad(bad, path, probed)
+                bad.add_reason(printable(str(probed)), path)
                 keys.append(0)
                 continue
             info = probed.info
@@ -156,7 +154,7 @@ def check_manifest(
     missing: set[Path] = set()
     for index, reason in manifest.wrong_rows():
         wrong.add(index)
-        _add_bad(bad, manifest.printable_path(index), reason)
+        bad.add_reason(printable(str(reason)), manifest.printable_path(index))
 
     def valid() -> Iterator[int]:
         return (index for index in range(len(manifest)) if index not in wrong)
@@ -170,7 +168,7 @@ def check_manifest(
     ) as defects:
         for index, defect in zip(valid(), defects, strict=True):
             if defect:
-                _add_bad(bad, manifest.printable_path(index), defect)
+                bad.add_reason(printable(defect), manifest.printable_path(index))
             if defect == MISSING:
                 missing.add(manifest.path_at(index).parent)
     findings = Findings()
@@ -182,12 +180,6 @@ def check_manifest(
     except OSError as error:
         findings.note(f"That list could not be written: {error.strerror}.")
     return report
-
-
-def _add_bad(bad: Findings, path: Path | str, defect: VideoError | str) -> None:
-    """Add a bad video. Defects that differ only in numbers are counted as one kind."""
-    reason = printable(str(defect))
-    bad.add(_NUMBER.sub("N", reason), path, reason)
 
 
 def _none_usable(out: Path, listing: Listing, bad: Findings) -> str:

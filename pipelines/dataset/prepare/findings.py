@@ -1,6 +1,7 @@
 """What the user should know about a data set: counts by kind with examples, notes, and a full list in a
 file."""
 
+import re
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +16,25 @@ _MAX_KINDS = 200  # kinds with their own count; all others share one
 _IN_MEMORY = 2**20  # bytes of the list kept in memory; a longer list is in a temporary file
 
 
+_NUMBER = re.compile(r"(?<![\w(])\d+(\.\d+)?")
+
+
+def without_numbers(reason: str) -> str:
+    """`lacks frame N` of `lacks frame 3`: equal for reasons that differ in numbers only."""
+    return _NUMBER.sub("N", reason)
+
+
+def format_reasons(first: str, differ: bool) -> str:
+    """The first of some reasons that are equal without their numbers. differ: whether the numbers do."""
+    return f"{first} (numbers differ)" if differ else first
+
+
 @dataclass(slots=True)
 class _Kind:
+    text: str
+    """The kind, or the first reason of a group of them."""
+    differ: bool = False
+    """Whether another reason of the group has other numbers."""
     count: int = 0
     examples: list[str] = field(default_factory=list)
     unnamed: int = 0
@@ -66,11 +84,21 @@ class Findings:
         self.count(kind, item)
         self.line(item, detail or kind)
 
+    def add_reason(self, reason: str, item: str | Path) -> None:
+        """Add an item with a reason of its own. Reasons that differ in numbers only are counted as one kind,
+        whose name is `without_numbers`; the summary has the first of them."""
+        self._count(without_numbers(reason), item, 1, reason)
+        self.line(item, reason)
+
     def count(self, kind: str, item: str | Path, count: int = 1) -> None:
         """Count `count` items without listing them; `item` is an example, of one or more lines."""
+        self._count(kind, item, count, kind)
+
+    def _count(self, kind: str, item: str | Path, count: int, text: str) -> None:
         if kind not in self._kinds and len(self._kinds) >= _MAX_KINDS:
-            kind = "other"
-        found = self._kinds.setdefault(kind, _Kind())
+            kind = text = "other"
+        found = self._kinds.setdefault(kind, _Kind(text))
+        found.differ |= text != found.text
         found.count += count
         named = len(found.examples) < _NAMED
         if named:
@@ -100,8 +128,8 @@ class Findings:
         lines = []
         ranked = sorted(self._kinds, key=lambda kind: -self._kinds[kind].count)
         printed = set(ranked[:_MAX_PRINTED])
-        for kind, found in ((kind, found) for kind, found in self._kinds.items() if kind in printed):
-            lines += wrap(f"{kind}: {found.count}", "  ")
+        for found in (found for kind, found in self._kinds.items() if kind in printed):
+            lines += wrap(f"{format_reasons(found.text, found.differ)}: {found.count}", "  ")
             lines += [f"    {line}" for item in found.examples for line in item.split("\n")]
             if found.unnamed:
                 lines.append(f"    and {found.unnamed} more")

@@ -339,6 +339,18 @@ def test_memory_does_not_grow_with_the_findings(tmp_path):
     assert not (tmp_path / "list.txt").exists()
 
 
+def test_reasons_that_differ_in_numbers_are_one_kind_with_the_first_as_an_example(tmp_path):
+    findings = Findings()
+    for number in (3, 3, 17):
+        findings.add_reason(f"lacks frame {number}", f"video {number}")
+    findings.add_reason("is empty (0 bytes)", "video")
+    assert findings.table() == [
+        "  lacks frame 3 (numbers differ): 3", "    video 3", "    video 3", "    video 17",
+        "  is empty (0 bytes): 1", "    video",
+    ]  # fmt: skip
+    assert "video 17\tlacks frame 17\n" in findings.write_list(tmp_path / "list.txt").read_text()
+
+
 def test_the_reported_ffmpeg_command_works(tmp_path):
     if shutil.which("ffmpeg") is None:
         pytest.skip("needs the ffmpeg program")

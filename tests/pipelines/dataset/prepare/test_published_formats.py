@@ -265,7 +265,9 @@ def test_a_video_under_both_names_is_used_once_and_listed(local: dict[str, Path]
     assert lines_with(manifest, "NUdji_CqvcY.avi\tthe same video as") == 1
 
 
-def test_frames_that_cannot_be_used_are_bad_videos(tmp_path: Path) -> None:
+def test_frames_that_cannot_be_used_are_bad_videos(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = make_local_files(FORMATS["ssv1"], tmp_path / "ssv1" / "local")
     (folder / "20bn/12/00003.jpg").unlink()
     whole = (folder / "20bn/24413/00010.jpg").read_bytes()
@@ -276,3 +278,4 @@ def test_frames_that_cannot_be_used_are_bad_videos(tmp_path: Path) -> None:
     assert any("20bn/12\tlacks frame 3" in line for line in bad)
     assert any("20bn/24413\tis damaged in frame 9 of 10 (00010.jpg)" in line for line in bad)
     assert build.CUT not in " ".join(report(manifest))
+    assert "lacks frame 3: 00002.jpg is followed by 00004.jpg: 1" in " ".join(capsys.readouterr().out.split())
