@@ -1,7 +1,7 @@
 """The training loop."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -24,6 +24,7 @@ from trainer.resilience.signals import StopRequest
 from trainer.resilience.watchdog import Watchdog
 from trainer.run_logger import RunLogger
 from trainer.setup.bad_video_limit import BadClipLimit
+from trainer.system.garbage_collection import PlannedCollection
 from trainer.validation import Validator
 
 
@@ -46,6 +47,7 @@ class Trainer:
     data_monitor: DataBottleneckMonitor
     stop: StopRequest
     watchdog: Watchdog
+    garbage: PlannedCollection = field(default_factory=PlannedCollection)
     label_smoothing: float = 0.0
     step: int = 0
     """Optimiser steps done."""
@@ -58,6 +60,10 @@ class Trainer:
         Raises AgreedError where the weights have become useless: too many steps were not finite, the last one
         was not, or the model's outputs for the validation videos are not.
         """
+        with self.garbage:
+            return self._fit()
+
+    def _fit(self) -> bool:
         batches = iter(self.train_loader)
         self.engine.train()
         self.meter.record_startup(process_age())
@@ -65,6 +71,7 @@ class Trainer:
             with self.meter.step(self.sampler.global_batch):
                 totals = self.exchange(self.train_step(batches))
             self.step += 1
+            self.garbage.collect_after(self.step)
             self.watchdog.beat(f"step {self.step}")
             if totals is not None:
                 self.record(totals)
@@ -179,7 +186,8 @@ class Trainer:
         self.finish_pending()
         is_last = self.step == self.schedule.total_steps
         try:
-            result = self.validator.evaluate(self.step, writes_scores=is_last)
+            with self.garbage.automatic():
+                result = self.validator.evaluate(self.step, writes_scores=is_last)
         except NotFiniteError:
             self.checkpointer.withdraw(f"the outputs of the evaluation after step {self.step} are not finite")
             raise

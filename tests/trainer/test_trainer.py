@@ -1,5 +1,6 @@
 """The order in which the training loop calls its parts."""
 
+import gc
 from typing import Any
 from unittest import mock
 
@@ -7,6 +8,7 @@ import pytest
 
 from trainer.distributed.step_sync import StepTotals
 from trainer.errors import AgreedError
+from trainer.system.garbage_collection import PlannedCollection
 from trainer.trainer import Trainer
 
 STEPS = 4
@@ -134,3 +136,23 @@ def test_a_last_step_that_is_not_finite_ends_the_run_with_an_error() -> None:
     with pytest.raises(AgreedError, match=f"the last step, {STEPS}"):
         parts.trainer().fit()
     assert f"save {STEPS}" not in parts.calls and f"evaluate {STEPS} with scores" not in parts.calls
+
+
+def test_garbage_is_collected_after_each_step_and_not_within() -> None:
+    """Automatically in evaluations only; as before the training afterwards, after an error too."""
+    parts = Parts(nonfinite=STEPS)
+    trainer = parts.trainer()
+    states: dict[str, bool] = {}
+    trainer.garbage = PlannedCollection()
+    fields: Any = trainer
+    fields.garbage.collect_after = lambda step: parts.note(f"collect {step}")
+    fields.exchange = lambda sums: states.update(step=gc.isenabled())
+    fields.validator.evaluate = lambda step, writes_scores: (
+        states.update(evaluation=gc.isenabled()) or mock.Mock(videos=1, top1=0.5)
+    )
+    with pytest.raises(AgreedError):
+        trainer.fit()
+    assert states == {"step": False, "evaluation": True} and gc.isenabled()
+    assert [call for call in parts.calls if call.startswith("collect")] == [
+        f"collect {step}" for step in range(1, STEPS + 1)
+    ]
