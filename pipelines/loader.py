@@ -18,6 +18,7 @@ from pipelines.augment.mixing import MixedLabels, MixingSpec, mix_clips
 from pipelines.augment.params import TrainClipSpec, ViewSpec
 from pipelines.autotune import LoaderOptions, autotune, copy_seconds
 from pipelines.bad_samples import BadSample, BadSamples
+from pipelines.batch_hash import hash_clips
 from pipelines.bottleneck import StageCosts, thread_seconds
 from pipelines.dali.buffers import InUseBuffers
 from pipelines.dali.errors import DALI_ERRORS, find_data_error, format_dali_error
@@ -61,6 +62,10 @@ class ClipBatch:
     (`TrainSampler.mask_key`); 0 in evaluation."""
     mixed: MixedLabels | None = None
     """The second labels, where clips are mixed."""
+
+    def hash(self) -> torch.Tensor:
+        """A hash of all clips: int64 scalar, see `hash_clips`."""
+        return hash_clips(self.clips, self.labels, self.valid, self.keys)
 
 
 class ClipLoader:

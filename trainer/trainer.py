@@ -9,7 +9,6 @@ from pipelines.loader import ClipBatch, ClipLoader
 from pipelines.sampling.sampler import TrainSampler
 from trainer.checkpoint.checkpointer import Checkpointer, Saved
 from trainer.checkpoint.metadata import Progress
-from trainer.distributed.batch_hash import hash_clips
 from trainer.distributed.step_sync import StepSums, StepSync, StepTotals
 from trainer.engine.deepspeed_engine import Engine
 from trainer.errors import AgreedError, RunError
@@ -101,7 +100,7 @@ class Trainer:
         for number in range(self.engine.accumulation):
             with self.meter.time("waiting"):
                 batch = next(batches)
-            batch_hash += hash_clips(batch)
+            batch_hash += batch.hash()
             logits = self.engine.forward(batch.clips, batch.keys)
             losses = masked_cross_entropy(
                 logits, batch.labels, batch.valid, batch.mixed, self.label_smoothing

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pipelines.loader import ClipLoader
+from pipelines.loader import ClipBatch, ClipLoader
 from trainer import trainer as loop
 from trainer.benchmark.timing import OtherPrograms
 from trainer.config.load import load_recipe
@@ -24,7 +24,7 @@ PHASES = {
     "backward": (Engine, "backward"),
     "optimiser": (Engine, "step"),
     "data wait": (ClipLoader, "_next"),
-    "hash of the clips": (loop, "hash_clips"),
+    "hash of the clips": (ClipBatch, "hash"),
     "totals of the step before": (Trainer, "exchange"),
     "log": (Trainer, "record"),
 }

@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pipelines.batch_hash import format_hash, split_halves
 from trainer.distributed.async_copy import AsyncCopy
-from trainer.distributed.batch_hash import format_hash, split_halves
 
 
 class StepSums(NamedTuple):
@@ -21,7 +21,7 @@ class StepSums(NamedTuple):
     loss: Tensor
     """Sum of the losses of the clips that could be read."""
     batch_hash: Tensor
-    """Sum of `hash_clips`, int64."""
+    """Sum of `ClipBatch.hash`, int64."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from torch import Tensor
 from pipelines.augment.params import TrainClipSpec
 from pipelines.autotune import LoaderOptions
 from pipelines.batch_contents import ClipDescription, describe_batch
+from pipelines.batch_hash import format_hash, split_halves
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import Manifest
 from pipelines.loader import train_loader
@@ -21,7 +22,6 @@ from trainer.checkpoint.metadata import CheckpointError, read_state
 from trainer.checkpoint.retention import Retention
 from trainer.config.load import load_recipe
 from trainer.config.schema import Recipe
-from trainer.distributed.batch_hash import format_hash, hash_clips, split_halves
 from trainer.distributed.environment import describe_environment
 from trainer.errors import RunError
 from trainer.inspection.contact_sheet import denormalise
@@ -210,7 +210,7 @@ def _make(
     )  # fmt: skip
     with closing(loader):
         for batch in loader:
-            total += hash_clips(batch)
+            total += batch.hash()
             for pixels, valid in zip(batch.clips, batch.valid.tolist(), strict=True):
                 is_shown = len(clips) < shown
                 frames = denormalise(pixels[:, chosen], mean, std) if is_shown else torch.empty(0)

@@ -12,7 +12,7 @@ REHEARSED = (
     "tests/models/test_drop.py",
     "tests/models/test_golden.py",
     "tests/pipelines/augment/test_augment.py",
-    "tests/trainer/distributed/test_batch_hash.py",
+    "tests/pipelines/test_batch_hash.py",
     "tests/trainer/engine/test_carried_losses.py",
 )
 """What runs on a CPU, where `make test` runs all others."""

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from pipelines.batch_hash import format_hash, split_halves
 from pipelines.loader import ClipBatch
-from trainer.distributed.batch_hash import format_hash, hash_clips, split_halves
 
 CLIPS = 6
 
@@ -20,7 +20,7 @@ def batch(device: torch.device) -> ClipBatch:
 
 
 def shown(batch: ClipBatch) -> str:
-    return format_hash(*split_halves(hash_clips(batch)).tolist())
+    return format_hash(*split_halves(batch.hash()).tolist())
 
 
 def part(batch: ClipBatch, places: torch.Tensor) -> ClipBatch:
@@ -34,7 +34,7 @@ def test_its_value_is_the_same_on_every_device_and_stays(batch: ClipBatch) -> No
 def test_order_and_split_of_the_clips_do_not_matter(batch: ClipBatch, device: torch.device) -> None:
     order = torch.tensor([4, 0, 5, 2, 1, 3], device=device)
     assert shown(part(batch, order)) == shown(batch)
-    sums = sum(split_halves(hash_clips(part(batch, places))) for places in order.split((1, 3, 2)))
+    sums = sum(split_halves(part(batch, places).hash()) for places in order.split((1, 3, 2)))
     assert isinstance(sums, torch.Tensor) and format_hash(*sums.tolist()) == shown(batch)
 
 
