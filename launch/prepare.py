@@ -26,15 +26,14 @@ from pipelines.dataset.prepare.build import check_out
 from pipelines.dataset.prepare.jobs import add_listing_jobs, merge_arguments, run_listing_job
 from pipelines.dataset.prepare.manifest_jobs import add_manifest_jobs
 from pipelines.dataset.prepare.shard_jobs import add_shard_jobs
-from pipelines.errors import DataError
 from pipelines.formatting import printable
 from pipelines.report.job import add_report_job
 from pipelines.synthetic.motion import render
 from pipelines.worker_pool import usable_cores
-from trainer.command import CommandParser, command_parser
+from trainer.command import CommandParser, command_parser, prints_errors
 from trainer.errors import UserError
 from trainer.monitoring.progress import show_progress
-from trainer.system.process_exit import exit_on_sigterm
+from trainer.system.process_exit import exit_on_sigterm, exit_with
 
 
 def parse(command: list[str]) -> argparse.Namespace:
@@ -86,14 +85,15 @@ def run(command: list[str]) -> int:
     return 0
 
 
-if __name__ == "__main__":
+@prints_errors
+def main() -> int:
     exit_on_sigterm("run the same command again")
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
-        sys.exit(run(sys.argv[1:]))
-    except (DataError, UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)  # escapes bytes that are not UTF-8
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again", file=sys.stderr)
-        sys.exit(130)
+        return run(sys.argv[1:])
+    except OSError as error:
+        raise UserError(str(error)) from error
+
+
+if __name__ == "__main__":
+    exit_with(main, "interrupted; run the same command again")
