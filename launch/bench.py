@@ -7,8 +7,8 @@
     python launch/bench.py scale        # 1, 2 and 4 ranks
     python launch/bench.py budget       # what a step costs an H100, on paper: needs no GPU
 
-Exit codes: 0 done; 2 nothing was measured, with the reason in the message; 130 interrupted (the results so
-far are printed and written).
+Exit codes: 0 done, 2 an error (see the message), 130 or 143 interrupted. However it ends, what was measured
+until then is printed and written.
 """
 
 import argparse
@@ -17,12 +17,12 @@ from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
-from models import ModelError
-from pipelines.errors import DataError
 from trainer.benchmark import budget, checkpoints, loader_rate, loop_costs, model_speed, scaling
+from trainer.benchmark.arguments import check_output
 from trainer.benchmark.report import BenchmarkReport
-from trainer.command import command_parser
-from trainer.errors import UserError
+from trainer.command import command_parser, prints_errors
+from trainer.errors import RunError
+from trainer.system.process_exit import exit_on_sigterm, exit_with
 
 JOBS = {
     "pipeline": loader_rate,
@@ -43,29 +43,32 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
+    """Measure, then print and write the results, also those before an error."""
+    check_output(args.out)
     if args.job == "pipeline":
-        return loader_rate.run(args)
+        loader_rate.run(args)
+        return
     measure: Callable[[argparse.Namespace, BenchmarkReport], None] = JOBS[args.job].run
-    report, code = BenchmarkReport(args.job), 0
+    report = BenchmarkReport(args.job)
     try:
         measure(args, report)
-    except KeyboardInterrupt:
-        if not report.tables:
-            raise
-        code = 130
-    report.print(Console(width=None if sys.stdout.isatty() else 200))
-    report.write(args.out)
-    print(f"wrote results.json and results.md to {args.out}")
-    return code
+    finally:
+        if report.tables:
+            report.print(Console(width=None if sys.stdout.isatty() else 200))
+            report.write(args.out)
+            print(f"wrote results.json and results.md to {args.out}", flush=True)
+
+
+@prints_errors
+def main() -> int:
+    exit_on_sigterm("the same command measures again")
+    try:
+        run(parse())
+    except OSError as error:
+        raise RunError(str(error)) from error
+    return 0
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(run(parse()))
-    except (DataError, ModelError, UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted; nothing was measured", file=sys.stderr)
-        sys.exit(130)
+    exit_with(main, "interrupted; the same command measures again")

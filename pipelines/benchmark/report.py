@@ -212,6 +212,7 @@ def draw_rates(path: Path, summaries: Sequence[LoaderSummary]) -> Figure:
     axes.set(ylabel="training clips per second", title="Training clips per second: median, minimum, maximum")
     axes.margins(y=0.12)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=len(loaders), frameon=False)
+    if loaders:
+        figure.legend(loc="outside lower center", ncols=len(loaders), frameon=False)
     figure.savefig(path, dpi=130)
     return figure

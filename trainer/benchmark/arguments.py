@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 
 from pipelines.arguments import number, output_folder
+from pipelines.dataset.paths import check_writable
+from pipelines.formatting import printable
 from trainer.benchmark.child import TIMEOUT
 from trainer.errors import RunError
 
@@ -15,6 +17,15 @@ def add_common(job: argparse.ArgumentParser, name: str) -> None:
     """name: of the job; each has a folder of its own for its results."""
     where = Path("runs/bench", name)
     job.add_argument("--out", type=output_folder, default=where, help="folder of all files (%(default)s)")
+
+
+def check_output(folder: Path) -> None:
+    """Raises RunError if no results can be written to a folder, before they are measured."""
+    try:
+        check_writable(folder)
+    except OSError as error:
+        place = printable(Path(error.filename))
+        raise RunError(f"--out {printable(folder)}: {place} cannot be written: {error.strerror}") from error
 
 
 def add_timeout(job: argparse.ArgumentParser) -> None:

@@ -15,6 +15,7 @@ from pipelines.arguments import integer
 from pipelines.formatting import format_count
 from trainer.benchmark.arguments import add_common, positive
 from trainer.benchmark.report import BenchmarkReport, ResultTable
+from trainer.errors import RunError
 
 if TYPE_CHECKING:
     from trainer.benchmark.kernels import Device, StepKernels
@@ -48,7 +49,10 @@ def add_arguments(job: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, report: BenchmarkReport) -> None:
-    """Counts the kernels. Raises RecipeError or ModelError for a recipe that is wrong."""
+    """Counts the kernels.
+
+    Raises RecipeError or ModelError for a recipe that is wrong, and RunError if no plan fits into the memory.
+    """
     from trainer.benchmark.kernels import Device
     from trainer.config.load import load_recipe
     from trainer.config.recipe_names import find_recipe
@@ -71,6 +75,15 @@ def run(args: argparse.Namespace, report: BenchmarkReport) -> None:
     plans = budget.plans(1e9 * args.memory)
     report.tables.append(budget.table_of_plans(plans, args.memory))
     report.measurements = [dataclasses.asdict(each) for each in (*changes, *plans)]
+    if not plans:
+        depth = 0 if config.frozen_backbone else config.depth
+        need = budget.memory(1, depth, compiled=True)
+        again = format_count(depth, "block")
+        raise RunError(
+            f"no plan fits into --memory {args.memory:g} GB: micro-batch 1 with {again} recomputed "
+            f"needs {need / 1e9:.1f} GB by the estimate of `--check`. More --ranks divide the "
+            "optimiser state; fewer model.frames need less"
+        )
 
 
 @dataclass(frozen=True)

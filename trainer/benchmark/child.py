@@ -1,9 +1,9 @@
 """Runs one measurement in a process of its own.
 
 `python -m trainer.benchmark.child FUNCTION ARGUMENTS PARENT`: FUNCTION is `module:function` of this package,
-ARGUMENTS a JSON object, PARENT the number of the process that waits for the result. The result, a JSON
-object, is the last line of stdout. A process of its own has its own peak memory, and leaves nothing to the
-next measurement.
+ARGUMENTS a JSON object, PARENT the number of the process that waits for the result. The last line of stdout
+is a JSON object: the result, or with exit code 78 the message for a user's mistake. A process of its own has
+its own peak memory, and leaves nothing to the next measurement.
 """
 
 import json
@@ -18,6 +18,8 @@ from contextlib import ExitStack
 from importlib import import_module
 from typing import IO, Any
 
+from models import ModelError
+from pipelines.errors import DataError
 from pipelines.worker_pool import die_with
 from trainer.errors import UserError
 
@@ -25,6 +27,8 @@ TIMEOUT = 1800.0
 """Seconds after which a measurement is given up, if nothing else is said."""
 _POLL = 0.05
 """Seconds between two looks at the processes."""
+_MISTAKE = 78  # EX_CONFIG of <sysexits.h>; Python itself ends with 1 or 2
+"""Exit code for an error that the user can repair."""
 
 
 class MeasurementError(UserError):
@@ -75,7 +79,7 @@ def run_children(
             )
             stack.callback(_end, process)
             processes.append(process)
-        _wait(processes, errors, timeout)
+        _wait(processes, outputs, errors, timeout)
         return [json.loads(_lines(output)[-1]) for output in outputs]
 
 
@@ -83,17 +87,30 @@ def _text_file() -> IO[str]:
     return tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
 
 
-def _wait(processes: Sequence[subprocess.Popen[bytes]], errors: Sequence[IO[str]], timeout: float) -> None:
+def _wait(
+    processes: Sequence[subprocess.Popen[bytes]],
+    outputs: Sequence[IO[str]],
+    errors: Sequence[IO[str]],
+    timeout: float,
+) -> None:
     """Return when all have ended well. Raises MeasurementError for those that fail first."""
     deadline = time.monotonic() + timeout
     while True:
         codes = [process.poll() for process in processes]
+        mistakes = [
+            json.loads(_lines(outputs[rank])[-1])["error"]
+            for rank, code in enumerate(codes)
+            if code == _MISTAKE
+        ]
+        if mistakes:  # the same for all ranks
+            raise MeasurementError(mistakes[0])
         failures = []
         for rank, code in enumerate(codes):
             if code:
                 name = "a measurement" if len(codes) == 1 else f"rank {rank} of {len(codes)}"
                 last = (_lines(errors[rank]) or ["no message"])[-1]
-                failures.append(f"{name} ended with code {code}: {last}")
+                how = f"ended with code {code}" if code > 0 else f"was killed by {signal.Signals(-code).name}"
+                failures.append(f"{name} {how}: {last}")
         if failures:
             raise MeasurementError("; ".join(failures))
         if None not in codes:
@@ -127,7 +144,11 @@ def main() -> None:
     function, arguments, parent = sys.argv[1:]
     die_with(int(parent))
     module, _, name = function.partition(":")
-    result = getattr(import_module(f"{__package__}.{module}"), name)(**json.loads(arguments))
+    try:
+        result = getattr(import_module(f"{__package__}.{module}"), name)(**json.loads(arguments))
+    except (UserError, DataError, ModelError) as error:
+        print(json.dumps({"error": str(error)}), flush=True)
+        os._exit(_MISTAKE)  # Python's shutdown would wait for other ranks
     print(json.dumps(result), flush=True)
 
 

@@ -49,8 +49,8 @@ def add_arguments(job: argparse.ArgumentParser) -> None:
     add_common(job, "pipeline")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Measures, prints and writes; returns the exit code."""
+def run(args: argparse.Namespace) -> None:
+    """Measures; prints and writes the results, also those before an error."""
     cores = choose_cores(args.cores)
     policies = args.rand_augment or ["rand-m7-n4-mstd0.5-inc1"]
     check_policies(policies)
@@ -61,22 +61,18 @@ def run(args: argparse.Namespace) -> int:
     planned = len(LOADERS) * len(workloads) * args.repeats
     print(f"{planned} measurements, about {estimate_seconds(planned, args.seconds) / 60:.0f} minutes")
     measurements: list[LoaderMeasurement] = []
-    code = 0
     try:
         with show_progress("measuring") as progress:
             for one in measure_all(LOADERS, workloads, args.repeats, args.seconds, cores, progress):
                 measurements.append(one)
-    except KeyboardInterrupt:
-        if not measurements:
-            raise
-        code = 130
-    summaries = summarise(measurements)
-    console = Console(width=None if sys.stdout.isatty() else 200)
-    console.print(format_table(summaries), interference_warning(measurements))
-    write_report(args.out, measurements, len(cores), args.seconds)
-    draw_rates(args.out / "clips_per_second.png", summaries)
-    print(f"wrote results.json, results.csv, results.md and clips_per_second.png to {args.out}")
-    return code
+    finally:
+        if measurements:
+            summaries = summarise(measurements)
+            console = Console(width=None if sys.stdout.isatty() else 200)
+            console.print(format_table(summaries), interference_warning(measurements))
+            write_report(args.out, measurements, len(cores), args.seconds)
+            draw_rates(args.out / "clips_per_second.png", summaries)
+            print(f"wrote results.json, results.csv, results.md and clips_per_second.png to {args.out}")
 
 
 def _generate_videos(args: argparse.Namespace) -> dict[str, Path]:

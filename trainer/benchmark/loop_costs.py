@@ -6,6 +6,7 @@ A recipe is trained for some steps as `train` does, with tracking, without evalu
 import argparse
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -49,9 +50,12 @@ def run(args: argparse.Namespace, report: BenchmarkReport) -> None:
                 "loader_seconds": args.loader_seconds,
                 "folder": folder,
             }
-            report.measurements.append(
-                run_child("loop_task:measure_loop", arguments, threads=threads, timeout=args.timeout)
-            )
+            try:
+                result = run_child("loop_task:measure_loop", arguments, threads=threads, timeout=args.timeout)
+            finally:
+                with suppress(OSError):  # it has files
+                    os.rmdir(folder)
+            report.measurements.append(result)
             report.tables = [make_table(report.measurements, str(args.recipe))]
             progress(repeat + 1, args.repeats)
 

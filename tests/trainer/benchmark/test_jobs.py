@@ -13,8 +13,11 @@ import pytest
 from launch import bench
 from models import build_config
 from models.cost import parameter_count
+from pipelines.benchmark.measure import LoaderMeasurement
+from pipelines.benchmark.task import TaskResult
+from pipelines.benchmark.workload import Workload
 from tests.integration.processes import ROOT
-from trainer.benchmark import model_speed
+from trainer.benchmark import loader_rate, model_speed
 from trainer.benchmark.budget import Plan, table_of_changes
 from trainer.benchmark.child import MeasurementError, run_child
 from trainer.benchmark.loop_task import PHASES
@@ -25,7 +28,7 @@ from trainer.errors import RecipeError, RunError
 
 def job(folder: Path, *arguments: str) -> dict:
     """The content of results.json."""
-    assert bench.run(bench.parse([*arguments, "--out", str(folder)])) == 0
+    bench.run(bench.parse([*arguments, "--out", str(folder)]))
     content = json.loads((folder / "results.json").read_text())
     assert content["job"] == arguments[0] and content["cores"] >= 1
     assert f"## {content['tables'][0]['title']}" in (folder / "results.md").read_text()
@@ -211,6 +214,17 @@ def test_budget_of_a_recipe_needs_no_device_and_no_data(tmp_path):
     assert plans and all(float(row["memory, GiB"]) < 80e9 / 2**30 for row in plans)
 
 
+def test_no_plan_within_the_memory_is_an_error_below_the_tables(tmp_path, capsys):
+    small = ["--set", "model.frames=4", "--set", "model.overrides.depth=2", "--set", "engine.micro_batch=1"]
+    fixed = ["--set", "engine.recomputed_blocks=0", "--set", "engine.zero_stage=1"]
+    arguments = ["--recipe", "k400_b16", *small, *fixed, "--memory", "0.01", "--out", str(tmp_path)]
+    assert run_main("budget", *arguments) == 2
+    printed = capsys.readouterr()
+    assert "No plan fits into 0.01 GB" in printed.out
+    assert "error: no plan fits into --memory 0.01 GB" in printed.err
+    assert (tmp_path / "results.json").exists()
+
+
 def test_changes_that_reach_the_goal_are_listed_by_the_memory_they_need():
     def plan(about, mfu, memory):
         return Plan(about, 1, 0, 1.0, mfu, memory)
@@ -268,17 +282,55 @@ def test_a_measurement_that_fails_says_why():
         run_child("scaling_task:measure_rank", {"no preset": 1}, threads=1)
 
 
-def test_ctrl_c_prints_what_there_is(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("end", [KeyboardInterrupt(), SystemExit(143), RunError("the disk is full")])
+def test_results_before_an_error_are_printed_and_written(tmp_path, monkeypatch, capsys, end):
     def interrupted(args, report):
         rank = {"clips": 1, "seconds": 1.0, "cpu": 1.0, "others": 0.0, "core": 0}
-        make = make_table([{"ranks": 1, "results": [rank]}], "cut", 1)
-        report.tables.append(make)
-        raise KeyboardInterrupt
+        report.tables.append(make_table([{"ranks": 1, "results": [rank]}], "cut", 1))
+        raise end
 
     monkeypatch.setattr(bench.scaling, "run", interrupted)
-    assert bench.run(bench.parse(["scale", "--out", str(tmp_path)])) == 130
+    with pytest.raises(type(end)):
+        bench.run(bench.parse(["scale", "--out", str(tmp_path)]))
     assert "ranks: cut" in capsys.readouterr().out
     assert "ranks: cut" in (tmp_path / "results.md").read_text()
+
+
+def test_loaders_measured_before_an_error_are_printed_and_written(tmp_path, monkeypatch, capsys):
+    def measure(loaders, workloads, *_):
+        yield LoaderMeasurement(loaders[0], workloads[0], 0, TaskResult(problem="no such library"))
+        raise KeyboardInterrupt
+
+    workload = Workload("own.arrow", "own", 8)
+    monkeypatch.setattr(loader_rate, "combine_workloads", lambda *_: [workload])
+    monkeypatch.setattr(loader_rate, "measure_all", measure)
+    with pytest.raises(KeyboardInterrupt):
+        bench.run(bench.parse(["pipeline", "--videos", "own.arrow", "--out", str(tmp_path)]))
+    assert "no such library" in capsys.readouterr().out
+    assert "no such library" in (tmp_path / "results.md").read_text()
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_measuring(tmp_path, capsys):
+    assert run_main("scale", "--out", "/proc/nowhere") == 2
+    assert "error: --out /proc/nowhere: /proc cannot be written" in capsys.readouterr().err
+
+
+def run_main(*arguments: str) -> int:
+    """The exit code of the command."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["bench.py", *arguments])
+        patch.setattr(bench, "exit_on_sigterm", lambda _: None)
+        return bench.main()
+
+
+def test_a_mistake_in_a_recipe_is_the_message_of_the_command(tmp_path, capsys):
+    """All lines of it, without the process that found it and without a folder."""
+    wrong = ["--set", "foo.bar=1", "--set", "optimisation.lrx=2"]
+    assert run_main("train", "--out", str(tmp_path), *wrong) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and "Error:" not in error
+    assert "foo: no such field" in error and "lrx" in error
+    assert not list(tmp_path.iterdir())
 
 
 def test_ratios_and_shares_of_the_limit_are_those_of_the_medians():
