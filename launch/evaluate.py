@@ -26,7 +26,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--manifest", type=Path, metavar="FILE", help="the videos (the recipe's data.val)")
     add("--clips", type=_count, metavar="N", help="clips per video (as in the run's evaluation)")
     add("--crops", type=int, choices=(1, 3), help="crops per clip (as in the run's evaluation)")
-    add("--batch", type=_count, metavar="N", help="videos per rank and forward pass (as in the run)")
+    add("--batch", type=_count, metavar="N", help="videos per rank and batch (as in the run)")
     add("--workers", type=_count, metavar="N", help="processes per rank that read and decode (automatic)")
     add("--decoder", choices=("auto", "dali", "pyav", "hybrid"), help="decoder (as in the run)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="device for the model (auto)")

@@ -146,6 +146,19 @@ def inference_bytes(
     return batch * ((len(config.global_layers) + 1) * features + block) + copies * bytes_per_element
 
 
+def clips_per_forward(config: UniFormerV2Config, *, on_cpu: bool, bytes_per_element: int = 4) -> int:
+    """Clips that a forward without gradients computes at once, at least 1: more are no faster.
+
+    The largest tensor has at most 32 MiB on a CPU and 1 GiB on a GPU: the MLP's hidden layer, the queries,
+    keys and values, or the pixels of the patches. glibc maps every larger allocation for itself, and the
+    kernel clears its pages each time: docs/performance.md, "prediction and evaluation".
+    """
+    most = 2**25 if on_cpu else 2**30
+    of_block = _tokens(config) * max(3 * config.width, config.mlp_width)
+    pixels = _patches(config) * 3 * _patch_volume(config)
+    return max(1, most // (max(of_block, pixels) * bytes_per_element))
+
+
 @lru_cache(maxsize=16)
 def _counts(config: UniFormerV2Config) -> tuple[int, int]:
     """Numbers of parameters and of trainable ones; cached, as a large model takes a tenth of a second."""

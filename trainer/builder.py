@@ -26,6 +26,7 @@ from trainer.errors import RunError
 from trainer.evaluation.final_scores import FinalScoreWriter
 from trainer.evaluation.finished_run import changed_settings
 from trainer.evaluation.scores import ScoreGatherer, ScoreMetadata
+from trainer.inference.view_scores import views_at_once
 from trainer.lr_schedule import Schedule, describe_rate
 from trainer.monitoring.console import open_display
 from trainer.monitoring.data_bottleneck import DataBottleneckMonitor
@@ -151,6 +152,7 @@ class Builder:
             engine=engine,
             loader=val,
             classes=prepared.config.num_classes,
+            at_once=views_at_once(prepared.config, environment.device, engine.precision),
             final_scores=self._final_scores(val),
             run_logger=run_logger,
             meter=meter,

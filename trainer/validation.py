@@ -21,6 +21,8 @@ class Validator:
     engine: Engine
     loader: ClipLoader
     classes: int
+    at_once: int
+    """Most views per forward pass."""
     final_scores: FinalScoreWriter
     run_logger: RunLogger
     meter: ThroughputMeter
@@ -53,6 +55,7 @@ class Validator:
                     self.engine,
                     self.loader,
                     self.classes,
+                    at_once=self.at_once,
                     progress=progress,
                     stop_requested=lambda: self.stop.poll() is not None,
                     on_batch=self.final_scores.add if writes_scores else None,

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from models import UniFormerV2, build_config
 from models.cost import (
     activation_bytes,
     backward_bytes,
+    clips_per_forward,
     inference_bytes,
     multiply_accumulates,
     parameter_count,
@@ -208,6 +210,35 @@ def test_estimated_peaks_are_close_to_the_allocated_bytes(form, autocast, overri
     assert 0.95 < peak / allocated(lambda: forward().backward()) < most
     with torch.no_grad():
         assert 0.95 < alone / allocated(forward) < 2.2
+
+
+class LargestTensor(TorchDispatchMode):
+    """Bytes of the largest tensor that an operation inside returns in memory of its own."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and not operation.is_view:
+            self.bytes = max(self.bytes, result.nbytes)
+        return result
+
+
+@pytest.mark.parametrize("overrides", [{}, {"form": "temporal"}, {"mlp_ratio": 2}], ids=str)
+def test_a_forward_of_as_many_clips_as_fit_has_no_larger_tensor(overrides):
+    config = build_config(
+        "tiny", **{"form": "scene", "frames": 4, "num_classes": 10, "resolution": 32, **overrides}
+    )
+    with LargestTensor() as found, torch.inference_mode():
+        UniFormerV2(config).eval()(torch.zeros(8, 3, 4, 32, 32))  # 8 clips: their tensors exceed the weights
+    of_clip = found.bytes // 8
+    assert clips_per_forward(config, on_cpu=True) == 2**25 // of_clip
+    assert clips_per_forward(config, on_cpu=False, bytes_per_element=2) == 2**30 // (of_clip // 2)
+
+
+def test_a_clip_is_computed_however_large_it_is():
+    assert clips_per_forward(config_of("b16", "scene", 8, 400), on_cpu=True) == 1
+    assert clips_per_forward(config_of("l14_336", "scene", 64, 400), on_cpu=True) == 1
 
 
 def test_blocks_after_recomputed_ones_keep_less():

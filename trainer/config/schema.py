@@ -383,7 +383,8 @@ class EvaluationSection(Section):
     """Crops per clip: 1 is the centre; 3 are left, centre and right, or top, centre and bottom."""
 
     batch: Annotated[int, Field(ge=1, le=4096)] = 8
-    """Videos per rank and forward pass, each with clips x crops views."""
+    """Videos per rank and batch, each with clips x crops views; a large batch is computed in several forward
+    passes."""
 
     at_end: bool = True
     """Evaluate once more after the last step."""

@@ -12,6 +12,7 @@ from models import UniFormerV2Config
 from models.cost import (
     activation_bytes,
     backward_bytes,
+    clips_per_forward,
     inference_bytes,
     parameter_count,
     trainable_parameter_count,
@@ -147,7 +148,7 @@ class MemoryModel:
         working = max(
             buffers + self._activations(micro_batch, recomputed_blocks),
             lasting + update,
-            lasting + ema + self._inference(self.views),
+            lasting + ema + self._inference(min(self.views, self._views_at_once)),
         )
         counted = weights + gradients + optimiser + ema + clips + working
         reserve = RESERVE[self.kind] + int(FRAGMENTATION * counted)
@@ -181,6 +182,11 @@ class MemoryModel:
     def _inference(self, clips: int) -> int:
         autocast = self.precision == "autocast"
         return inference_bytes(self.config, batch=clips, bytes_per_element=self._element, autocast=autocast)
+
+    @property
+    def _views_at_once(self) -> int:
+        """Of a forward pass of the evaluation."""
+        return clips_per_forward(self.config, on_cpu=self.kind == "cpu", bytes_per_element=self._element)
 
     @property
     def _element(self) -> int:

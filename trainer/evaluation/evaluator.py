@@ -30,10 +30,11 @@ from trainer.engine.process_group import disconnect, join
 from trainer.errors import AgreedError, RunError
 from trainer.evaluation.evaluation_dir import EvaluationDir
 from trainer.evaluation.metrics import outcomes_of
-from trainer.evaluation.multi_view import OutcomeCounts, view_scores
+from trainer.evaluation.multi_view import OutcomeCounts
 from trainer.evaluation.report import NAMED, print_result, write_report
 from trainer.evaluation.scores import ScoreFile, ScoreGatherer, ScoreMetadata, schema, tensors_of
 from trainer.evaluation.target import EvaluationRequest, EvaluationTarget, resolve_target
+from trainer.inference.view_scores import view_scores, views_at_once
 from trainer.monitoring.progress import show_progress
 from trainer.monitoring.run_dir import RunDir
 from trainer.resilience.decoder_crashes import LoaderInput
@@ -167,6 +168,7 @@ class Evaluator:
             StopRequest(announce=self._is_main, job_end=find_job_end(), margin=lambda: TIME_TO_LEAVE)
         )
         forward = self._forward()
+        at_once = views_at_once(target.weights.model.config, environment.device, target.precision)
         gatherer = ScoreGatherer(target.dataset, target.batch, len(target.names), first)
         started = last_write = time.monotonic()
         done, rest = 0, videos - first
@@ -175,7 +177,10 @@ class Evaluator:
             torch.no_grad(),
         ):
             for number, batch in enumerate(loader, start=first_batch + 1):
-                gatherer.add(batch, view_scores(forward, batch))
+                scores = view_scores(
+                    forward, batch.clips, at_once, reduce_by="Lower --batch, --clips or --crops"
+                )
+                gatherer.add(batch, scores)
                 done = min(number * at_once, videos) - first
                 if progress is not None:
                     progress(done, rest)

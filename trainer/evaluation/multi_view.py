@@ -12,6 +12,7 @@ from pipelines.loader import ClipBatch, ClipLoader
 from trainer.engine.deepspeed_engine import Engine
 from trainer.errors import AgreedError
 from trainer.evaluation.metrics import BINS, LOSS_UNIT, Outcomes, bin_of, calibration_error, outcomes_of
+from trainer.inference.view_scores import view_scores
 
 
 class NotFiniteError(AgreedError):
@@ -114,18 +115,12 @@ class OutcomeCounts:
         return EvaluationResult(confusion, top5, bad, loss, self._bins.cpu())
 
 
-def view_scores(forward: Callable[[Tensor], Tensor], batch: ClipBatch) -> Tensor:
-    """Mean softmax of each video's views, (B, K). forward: (B V, 3, T, H, W) → logits (B V, K)."""
-    videos, views = batch.clips.shape[:2]
-    logits = forward(batch.clips.flatten(0, 1))
-    return logits.softmax(dim=-1).unflatten(0, (videos, views)).mean(dim=1)
-
-
 def evaluate(
     engine: Engine,
     loader: ClipLoader,
     num_classes: int,
     *,
+    at_once: int,
     progress: Callable[[int], None],
     stop_requested: Callable[[], bool],
     on_batch: Callable[[ClipBatch, Tensor], None] | None = None,
@@ -137,18 +132,25 @@ def evaluate(
 
     Args:
         num_classes: K, outputs of the model.
+        at_once: most views per forward pass.
         progress: called with the number of evaluated batches.
         stop_requested: whether this rank was requested to stop.
         on_batch: called with each batch and its scores, (B, K).
 
     Raises:
         NotFiniteError: the model's outputs are not finite for some video.
+        RunError: the device's memory runs out.
     """
     engine.eval()
     counts = OutcomeCounts(num_classes, engine.device)
     with torch.no_grad():
         for done, batch in enumerate(loader, start=1):
-            scores = view_scores(engine.forward, batch)
+            scores = view_scores(
+                engine.forward,
+                batch.clips,
+                at_once,
+                reduce_by="Lower evaluation.batch, evaluation.clips or evaluation.crops",
+            )
             counts.add(outcomes_of(scores, batch.labels), batch.labels, batch.valid, batch.ids >= 0)
             if on_batch is not None:
                 on_batch(batch, scores)

@@ -36,7 +36,7 @@ class EvaluationRequest:
     last: of a run, use the last weights, not the best.
     manifest: the videos.
     clips, crops: views per video.
-    batch: videos per rank and forward pass.
+    batch: videos per rank and batch; its views are computed in forward passes of bounded size.
     workers: processes per rank that read and decode.
     decoder, precision: as in the recipe.
     bad_share: largest share of unreadable videos.

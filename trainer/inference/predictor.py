@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models import UniFormerV2Config
+from models.cost import clips_per_forward
 from pipelines.augment.params import ViewSpec
 from pipelines.autotune import LoaderOptions
 from pipelines.dali.frame_views import FrameViews, clip_frames
@@ -37,12 +37,12 @@ from trainer.inference.prediction import (
 )
 from trainer.inference.preprocessing import read_preprocessing
 from trainer.inference.sliding_windows import scored_windows
+from trainer.inference.view_scores import view_scores, views_at_once
 from trainer.system.host import SharedMemory
 
 AUTO = "auto"
 ENOUGH_SHARED_MEMORY = 2**33  # bytes: twice the largest prefetch of a loader for videos of usual size
-_FORWARD_BYTES = 2**30  # limit for the hidden layer of an MLP in one forward pass
-_MOST_VIEWS = 64  # per forward pass: more are no faster
+_MOST_VIEWS = 64  # per batch
 _MOST_VIDEOS = 8  # per batch
 _MOST_WORKERS = 1024
 
@@ -61,7 +61,8 @@ class Predictor:
         self.class_names = output_names(weights.class_names, config.num_classes)
         self.device = device
         self._model = weights.model.to(device).eval()
-        self._views_at_once = _views_at_once(config)
+        self._views_at_once = views_at_once(config, device, "fp32")
+        self._views_per_batch = min(_MOST_VIEWS, clips_per_forward(config, on_cpu=False))
         self._frame_views: FrameViews | None = None
 
     @overload
@@ -163,7 +164,7 @@ class Predictor:
         return ViewSpec(made.frames, made.resolution, clips, crops, made.max_short_side)
 
     def _batch(self, clip: ViewSpec) -> int:
-        return max(1, min(_MOST_VIDEOS, self._views_at_once // clip.views))
+        return max(1, min(_MOST_VIDEOS, self._views_per_batch // clip.views))
 
     def _in_process(
         self, paths: Sequence[Path], clip: ViewSpec
@@ -193,10 +194,9 @@ class Predictor:
         ):
             _check_shared_memory(loader)
             for batch in loader:
-                scores = self._scores(batch.clips)
-                for place, sample in enumerate(batch.ids.tolist()):
-                    if sample < 0:
-                        continue
+                samples = [sample for sample in batch.ids.tolist() if sample >= 0]  # empty slots come last
+                scores = self._scores(batch.clips[: len(samples)])
+                for place, sample in enumerate(samples):
                     if bool(batch.valid[place]):
                         yield paths[sample], scores[place]
                     else:
@@ -204,15 +204,17 @@ class Predictor:
                 loader.bad_samples.pop_new()
 
     def _scores(self, views: Tensor) -> NDArray[np.float32]:  # B V 3 T H W -> B K
-        """Mean softmax of each video's views. Raises RunError like `check_scores`."""
-        videos, count = views.shape[:2]
+        """Mean softmax of each video's views. Raises RunError like `view_scores` and `check_scores`."""
         exact: AbstractContextManager[None] = nullcontext()
         if self.device.type == "cuda":  # TF32 would round a convolution's inputs to 10 bits
             exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
         with torch.inference_mode(), exact:
-            parts = views.flatten(0, 1).split(self._views_at_once)
-            shares = torch.cat([self._model(part).softmax(dim=-1) for part in parts])
-            scores = shares.unflatten(0, (videos, count)).mean(dim=1)
+            scores = view_scores(
+                self._model,
+                views,
+                self._views_at_once,
+                reduce_by="Use fewer clips or crops, or the device cpu",
+            )
         check_scores(scores)
         return scores.cpu().numpy()
 
@@ -255,13 +257,6 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise RunError(f"device {name} does not exist: torch sees {torch.cuda.device_count()} GPUs; use cpu")
     return device
-
-
-def _views_at_once(config: UniFormerV2Config) -> int:
-    """Views per forward pass, limited by the largest activation, the hidden layer of an MLP."""
-    tokens = config.frames * (config.grid**2 + 1)
-    hidden = tokens * config.width * config.mlp_ratio * 4
-    return max(1, min(_MOST_VIEWS, int(_FORWARD_BYTES / hidden)))
 
 
 def _check_shared_memory(loader: ClipLoader) -> None:

@@ -81,7 +81,7 @@ def test_an_evaluation_of_too_many_views_is_advised_to_change() -> None:
     large = recipe({"zero_stage": 1, "micro_batch": 1, "recomputed_blocks": 24})
     evaluation = large.evaluation.model_copy(update={"batch": 64, "clips": 4, "crops": 3})
     large = large.model_copy(update={"evaluation": evaluation})
-    available = AvailableMemory("cuda", 30 * GIB)
+    available = AvailableMemory("cuda", 25 * GIB)
     (line,) = choose_batch_plan(large, L14, 8, precision="fp32", available=available).advice
     batch = int(re.findall(r"evaluation\.batch: (\d+)", line)[0])
     fitting = large.model_copy(update={"evaluation": evaluation.model_copy(update={"batch": batch})})

@@ -208,14 +208,17 @@ def test_blocks_after_recomputed_ones_keep_no_less_when_compiled() -> None:
 
 def test_evaluation_and_clips_made_ahead_count() -> None:
     asked = recipe()
-    many = asked.model_copy(update={"evaluation": asked.evaluation.model_copy(update={"batch": 64})})
-    one, all_of_it = (
-        needs(each).estimate(zero_stage=0, micro_batch=1, recomputed_blocks=0) for each in (asked, many)
+    one, all_of_it, passes, more_passes = (
+        needs(
+            asked.model_copy(update={"evaluation": asked.evaluation.model_copy(update={"batch": batch})})
+        ).estimate(zero_stage=0, micro_batch=1, recomputed_blocks=0)
+        for batch in (1, 64, 500, 1000)
     )
     clip = 3 * 4 * 64 * 64 * 4
     # Of each loader two ahead and one in use; of training two kept for an inquiry.
     assert (one.clips, all_of_it.clips) == (3 * 2 * clip + 2 * clip, 3 * 65 * clip + 2 * clip)
     assert all_of_it.working > one.working
+    assert passes.working == more_passes.working  # several forward passes of the same size
 
 
 def room_here() -> tuple[AvailableMemory, int, int]:

@@ -20,7 +20,7 @@ def evaluated(logits: torch.Tensor, valid: list[bool]) -> EvaluationResult | Non
     clips, numbers = torch.zeros(4, 1, 3, 1, 1, 1), torch.arange(4)
     batch = ClipBatch(clips, LABELS, numbers, torch.tensor(valid), numbers)
     engine = mock.Mock(device=torch.device("cpu"), forward=lambda _: logits)
-    return evaluate(engine, [batch], 3, progress=lambda _: None, stop_requested=lambda: False)  # type: ignore[arg-type]
+    return evaluate(engine, [batch], 3, at_once=9, progress=lambda _: None, stop_requested=lambda: False)  # type: ignore[arg-type]
 
 
 def check_counts() -> None:
