@@ -15,11 +15,12 @@ import sys
 from pathlib import Path
 
 from launch.cli import command_line
+from pipelines.arguments import integer
 from trainer.cluster.job_options import add_job_options, job_request, parse_with_slurm
 from trainer.cluster.submit import format_submission, plan_submission, submit
 from trainer.command import command_parser, prints_errors
 from trainer.errors import RunError
-from trainer.paper.ablation import Ablation, load_ablation
+from trainer.paper.ablation import MAX_SEEDS, Ablation, load_ablation
 from trainer.system.process_exit import exit_with
 from trainer.system.terminal import PipeConsole
 from trainer.tracking.comparison.render import print_report
@@ -30,7 +31,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = command_parser(__doc__)
     add = parser.add_argument
     add("ablation", type=Path, help="YAML file, or the name of one in recipes/ablations/")
-    add("--seeds", type=int, default=1, metavar="N", help="trainings of each design (%(default)s)")
+    seeds = integer(1, MAX_SEEDS)
+    add("--seeds", type=seeds, default=1, metavar="N", help="trainings of each design (%(default)s)")
     add("--rows", metavar="REGEX", help="only the designs whose name matches")
     add("--set", action="append", default=[], metavar="section.field=value", help="of all; repeatable")
     add("--run-dir", type=Path, help="folder of the run directories (run.dir of the recipe / the name)")

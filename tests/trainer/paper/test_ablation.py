@@ -241,6 +241,8 @@ def test_check_names_what_is_missing(tmp_path: Path, monkeypatch, capsys) -> Non
     monkeypatch.setattr(sys, "argv", ["ablate.py", "table9b_motion", "--check"])
     assert main() == 0
     assert parse(["table9b"]).seeds == 1
+    with pytest.raises(SystemExit):
+        parse(["table9b", "--check", "--seeds", "0"])
 
 
 @pytest.mark.parametrize("option", ["--dry-run", "--array=3", "--nodes=2", "--time=10", "--no-preflight"])
