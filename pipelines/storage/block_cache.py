@@ -6,9 +6,10 @@ limit: a process that adds a block lists that bucket only and deletes its least 
 no index, so nothing can contradict the files. As in a processor's set-associative cache, a bucket may be full
 while another is not; buckets hold about 256 blocks, which makes the difference small.
 
-The number of buckets follows from the limit. Caches of another number in the same folder are apart: each has
-a file that its processes lock (`flock`, shared), and one that nobody has locked is deleted when another is
-opened. On a file system without locks, none is deleted.
+The number of buckets follows from the limit. Limits of the same number share their blocks: each process keeps
+to its own limit, so there are never more than the largest allows. Caches of another number in the same
+folder are apart: each has a file that its processes lock (`flock`, shared), and one that nobody has locked is
+deleted when another is opened. On a file system without locks, none is deleted.
 """
 
 import fcntl
@@ -35,6 +36,7 @@ MINIMUM = 64 * BLOCK
 
 _PER_BUCKET = 256  # blocks
 _CHECKSUM = 4  # bytes after the content
+_PAGE = 4096  # bytes that file systems allocate at once: records of objects are smaller
 _USED_AGAIN = 60.0  # seconds after which another use of a block is recorded
 _STALE = 3600.0  # seconds after which an unfinished file is that of a killed process
 _OWN_FOLDER = re.compile(r"blocks-\d+")
@@ -135,7 +137,7 @@ class BlockCache:
     def _make_space(self, bucket: Path, size: int) -> None:
         """Delete the least recently used blocks of a bucket until `size` more bytes are within its share."""
         now = time.time()
-        blocks, total = [], size
+        blocks, total = [], _on_disk(size)
         with os.scandir(bucket) as entries:
             for entry in entries:
                 with suppress(FileNotFoundError):  # another process deleted it
@@ -143,8 +145,9 @@ class BlockCache:
                     if entry.name.endswith(".partial") and now - status.st_mtime > _STALE:
                         os.unlink(entry.path)
                         continue
-                    total += status.st_size
-                    blocks.append((status.st_mtime, status.st_size, entry.path))
+                    length = _on_disk(status.st_size)
+                    total += length
+                    blocks.append((status.st_mtime, length, entry.path))
         for _, length, path in sorted(blocks):
             if total <= self._bucket_limit:
                 return
@@ -185,6 +188,11 @@ class BlockCache:
             _warn_without_locks(self.folder, error.strerror)
             return False
         return True
+
+
+def _on_disk(size: int) -> int:
+    """Bytes that a file takes: not `st_blocks`, which some file systems know only after seconds."""
+    return -(-size // _PAGE) * _PAGE
 
 
 @cache

@@ -101,6 +101,26 @@ def test_two_runs_with_other_limits_keep_their_blocks(tmp_path: Path) -> None:
     assert BlockCache(tmp_path, MINIMUM).get("a") is None
 
 
+def test_close_limits_share_blocks_and_the_largest_holds(tmp_path: Path) -> None:
+    small, large = BlockCache(tmp_path, MINIMUM), BlockCache(tmp_path, MINIMUM * 5 // 4)
+    for number in range(100):
+        (large if number % 10 else small).put(str(number), bytes(BLOCK - 4))
+        assert _bytes(tmp_path) <= large.limit
+    assert _bytes(tmp_path) > small.limit and small.get("99") is not None
+    small.put("last", b"content")
+    assert _bytes(tmp_path) <= small.limit
+
+
+def test_small_blocks_count_as_the_disk_counts_them(tmp_path: Path) -> None:
+    """A record of an object has some 80 bytes; a million of them would take gigabytes beyond the limit."""
+    cache = BlockCache(tmp_path, MINIMUM)
+    for number in range(63):
+        cache.put(str(number), bytes(BLOCK - 4))
+    for number in range(BLOCK // 4096 + 1):
+        cache.put(f"{number} object", b"record")
+    assert cache.get("0") is None and cache.get("1") is not None
+
+
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
 def test_a_file_system_without_locks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, code: int
