@@ -7,6 +7,7 @@ segment begin at 0 with its first frame.
 
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -19,11 +20,11 @@ from pipelines.dataset.probe import VideoInfo, probe_frames, probe_video
 from pipelines.decode.demux import open_video
 from pipelines.decode.frame_stream import DEFAULT_RATE, FolderStream, FrameStream
 from pipelines.decode.jpeg_frames import JpegFrames, list_frames
-from pipelines.decode.packet_index import PacketIndex
+from pipelines.decode.packet_index import PacketIndex, checksum
 from pipelines.decode.pyav import Roi, check_indexed_size, decode_frames, wanted_ranges
 from pipelines.decode.video_file import FileRange, RangedContent, VideoContent, load_ranges, read_content
 from pipelines.errors import VideoError
-from pipelines.storage.object_store import is_url
+from pipelines.storage.object_store import StoreUnavailable, is_url
 from pipelines.storage.remote_range import DIRECT, RemoteRange, StorageOptions
 
 
@@ -106,7 +107,7 @@ def format_change(info: VideoInfo, row: ManifestRow) -> str:
 
 def row_content(
     path: Path, row: ManifestRow, packets: PacketIndex | None = None, storage: StorageOptions = DIRECT
-) -> RangedContent:
+) -> FileRange | RemoteRange:
     """The bytes of a row's video file; as `open_source`. Raises VideoError for a folder of frames."""
     if row.source == SourceKind.FRAMES:
         raise VideoError("is a folder of frames, not a video file")
@@ -116,6 +117,10 @@ def row_content(
     return RemoteRange(row.path, row.offset, row.length, storage, version)
 
 
+_AT_ONCE = StorageOptions(patience=0.0)
+"""Reads objects without a cache, and does not wait for a store that is away."""
+
+
 @dataclass(frozen=True)
 class EncodedFrames:
     """Frames of a video file."""
@@ -123,13 +128,44 @@ class EncodedFrames:
     encoded: VideoContent
     indices: NDArray[np.int32]
     packets: PacketIndex | None = None
+    uncached: FileRange | RemoteRange | None = None
+    """The video of the packet index, as it is on its disk or in its store now."""
 
     def decode(
         self, roi: Roi | None, size: tuple[int, int], max_short_side: int | None = None
     ) -> NDArray[np.uint8]:
-        return decode_frames(
-            self.encoded, self.indices, roi, size=size, max_short_side=max_short_side, packets=self.packets
-        )
+        try:
+            return decode_frames(
+                self.encoded,
+                self.indices,
+                roi,
+                size=size,
+                max_short_side=max_short_side,
+                packets=self.packets,
+            )
+        except VideoError as error:
+            if self.packets is not None and self.uncached is not None:
+                _check_unchanged(self.uncached, self.packets, error)
+            raise
+
+
+_checksum = lru_cache(1024)(checksum)
+
+
+def _check_unchanged(content: FileRange | RemoteRange, packets: PacketIndex, error: VideoError) -> None:
+    """Raises VideoError if a video was changed after its packet index was made, which explains `error`.
+
+    Reads the video as a whole, once in a process, so only where decoding by the index failed.
+    """
+    try:
+        found = _checksum(content)
+    except (VideoError, StoreUnavailable, OSError):
+        return
+    if found != (packets.size, packets.crc):
+        raise VideoError(
+            "was changed after its packet index was made, to other content of the same size: run "
+            "`uniformerv2 prepare index` for the manifest again, or make a new manifest if its frames differ"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -147,7 +183,9 @@ class FileSource:
             return EncodedFrames(self._content(), inside)
         content = self._ranges()
         check_indexed_size(content.size, self.packets)
-        return EncodedFrames(load_ranges(content, wanted_ranges(self.packets, inside)), inside, self.packets)
+        loaded = load_ranges(content, wanted_ranges(self.packets, inside))
+        uncached = row_content(self.path, self.row, storage=_AT_ONCE)
+        return EncodedFrames(loaded, inside, self.packets, uncached)
 
     def probe(self, *, deep: bool = False) -> VideoInfo:
         return probe_video(self._content() if self._is_part else self.path, deep=deep)

@@ -247,6 +247,12 @@ def _index_packet(packet: av.Packet, file: OpenFile) -> _Row | None:
     return position + inside, len(content), time, decode_time, flags
 
 
+def checksum(source: VideoContent) -> tuple[int, int]:
+    """Bytes and CRC-32 of a video, as its index has them. Reads all of it; raises what reading raises."""
+    with open_content(source) as file:
+        return _checksum(file)
+
+
 def _checksum(file: OpenFile) -> tuple[int, int]:
     """Bytes and CRC-32 of a file."""
     size = crc = 0

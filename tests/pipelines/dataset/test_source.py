@@ -1,5 +1,6 @@
 """The interface by which rows of every source are read, and the batches made of them."""
 
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +13,10 @@ from pipelines.dali.sample_reader import Decoding, SampleReader, SampleRequest
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import ManifestRow, SourceKind, encode_path, write_manifest
 from pipelines.dataset.probe import probe_frames, probe_video
-from pipelines.dataset.source import open_source
+from pipelines.dataset.source import _checksum, open_source
 from pipelines.dataset.spot_check import spot_check
 from pipelines.decode.jpeg_frames import JpegFrames
+from pipelines.decode.packet_index import make_packet_index
 from pipelines.decode.pyav import decode_frames
 from pipelines.errors import VideoError
 from tests.pipelines.jpegs import write_frames
@@ -69,6 +71,34 @@ def test_a_segment_has_exactly_its_frames_of_the_whole_video(
     source.check_opens()
     assert source.probe(deep=True).frames == 40  # of the whole video
     assert source.content_key() == open_source(path, whole).content_key() != 0
+
+
+def test_a_video_replaced_by_one_of_the_same_size_names_the_cause(tmp_path: Path) -> None:
+    """Its packets are elsewhere. Damage that the index was made with is what it is."""
+    contents = [
+        make_video(tmp_path, Kind("libx264", "mp4", {"g": "8", "bf": "2", "crf": crf})).read_bytes()
+        for crf in ("20", "30")
+    ]
+    size = max(map(len, contents))
+    first, other = (content + bytes(size - len(content)) for content in contents)
+    path = tmp_path / "video.mp4"
+    path.write_bytes(first)
+    row, packets = row_of(path), make_packet_index(path)
+    assert packets is not None
+    whole = np.arange(40, dtype=np.int32)
+
+    def error() -> str:
+        with pytest.raises(VideoError) as caught:
+            open_source(path, row, packets).read(whole).decode(None, SIZE)
+        return str(caught.value)
+
+    path.write_bytes(other)
+    assert "`uniformerv2 prepare index` for the manifest again" in error()
+    begin = int(packets.begins[9])
+    path.write_bytes(damaged := first[: begin + 6] + bytes(40) + first[begin + 46 :])
+    packets = replace(packets, crc=zlib.crc32(damaged))
+    _checksum.cache_clear()
+    assert "prepare index" not in error()
 
 
 def test_a_source_that_does_not_exist_has_a_reason_everywhere(tmp_path: Path, frames: Path) -> None:
