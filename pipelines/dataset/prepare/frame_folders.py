@@ -20,7 +20,7 @@ FRAME_RATE = 12.0
 
 _MOST_FRAME_RATE = 1000.0
 
-NOT_ANNOTATED = "folders of frames that no row of the annotations names"
+NOT_ANNOTATED = "folders of frames that no row in use names"
 
 
 class FrameFolderIndex:

@@ -28,6 +28,8 @@ class Union:
 
     clips: list[Clip] = field(default_factory=list)
     """Each clip once, with its class of the union."""
+    others: list[Clip] = field(default_factory=list)
+    """The clips of the held-out annotations, and the training clips that are left out."""
     rows: int = 0
     """Rows of all training annotations, each clip once per file."""
     held_out: int = 0
@@ -59,9 +61,9 @@ def merge_training_splits(train: Sequence[Path], held_out: Sequence[Path], findi
     Raises:
         DataError: a file or a row is wrong, or a label is no class of Kinetics.
     """
-    ids = {clip.span.youtube_id for path in held_out for clip in read_annotations(path)}
     synonyms, known = kinetics710.synonyms(), set(kinetics710.class_names("k710"))
-    union = Union()
+    union = Union(others=[clip for path in held_out for clip in read_annotations(path)])
+    ids = {clip.span.youtube_id for clip in union.others}
     labels: dict[Span, list[str]] = {}
     for path in train:
         for clip in unique_clips(read_annotations(path), findings):
@@ -72,6 +74,7 @@ def merge_training_splits(train: Sequence[Path], held_out: Sequence[Path], findi
             union.rows += 1
             if clip.span.youtube_id in ids:
                 union.held_out += 1
+                union.others.append(clip)
                 findings.add(HELD_OUT, str(clip), f"{HELD_OUT}; a row of {printable(path)}")
             else:
                 labels.setdefault(clip.span, []).append(label)
@@ -79,6 +82,7 @@ def merge_training_splits(train: Sequence[Path], held_out: Sequence[Path], findi
         clip = Clip(span, given[0])
         if len(set(given)) > 1:
             union.contradictory += len(given)
+            union.others.append(clip)
             findings.add(
                 CONTRADICTORY,
                 str(clip),
@@ -94,7 +98,7 @@ def merge_training_splits(train: Sequence[Path], held_out: Sequence[Path], findi
 
 def list_kinetics710(train: Sequence[Path], held_out: Sequence[Path], videos: Sequence[Path]) -> Listing:
     """The clips of Kinetics-710 that have a local file, with labels in the order of
-    `kinetics710.class_names`.
+    `kinetics710.class_names`. Files that no annotation names are among the findings.
 
     Args:
         train, held_out: as for `merge_training_splits`.
@@ -110,6 +114,10 @@ def list_kinetics710(train: Sequence[Path], held_out: Sequence[Path], videos: Se
         raise DataError(f"no clip remains. {union.summary()}")
     index = VideoFileIndex(videos, findings)
     found = local_files(union.clips, index, findings)
+    for clip in union.others:
+        for stem in (*clip.stems(), clip.span.youtube_id):
+            index.find((stem,))
+    index.report_unused()
     if not found:
         raise DataError(
             f"none of the {len(union.clips)} clips has a file among the {len(index)} videos of "

@@ -13,6 +13,7 @@ from pipelines.dataset.prepare.findings import Findings
 from pipelines.dataset.prepare.listing import Listing
 from pipelines.dataset.prepare.text_lines import csv_rows
 from pipelines.dataset.prepare.video_extensions import holds
+from pipelines.dataset.prepare.video_index import NOT_ANNOTATED, find_videos
 from pipelines.errors import DataError
 from pipelines.formatting import printable
 
@@ -62,6 +63,9 @@ def list_moments(annotations: Path, videos: Path, categories: Path) -> Listing:
             found.append((videos / path, label))
         else:
             findings.add(MISSING, printable(path))
+    for file in find_videos(str(videos), findings):
+        if os.path.relpath(file, videos) not in labels:
+            findings.add(NOT_ANNOTATED, Path(file))
     if not found:
         first = next(iter(labels), "CLASS/FILE.mp4")
         raise DataError(

@@ -13,7 +13,8 @@ from pipelines.formatting import printable
 
 REPEATED = "videos found in several places; the first is used"
 UNREADABLE = "folders that could not be read"
-NOT_ANNOTATED = "video files that no row of the annotations names"
+# A row that is left out, such as one of two with different labels, is not in use.
+NOT_ANNOTATED = "video files that no row in use names"
 
 
 class VideoFileIndex:
@@ -31,7 +32,7 @@ class VideoFileIndex:
         for folder in folders:
             if not folder.is_dir():
                 raise DataError(f"{printable(folder)}: no such folder")
-            for path in self._videos(str(folder)):
+            for path in find_videos(str(folder), findings):
                 stem = os.path.splitext(os.path.basename(path))[0]
                 first = self._paths.setdefault(stem, path)
                 if first != path:
@@ -64,19 +65,22 @@ class VideoFileIndex:
         for stem in sorted(self._paths.keys() - self._used):
             self._findings.add(NOT_ANNOTATED, Path(self._paths[stem]))
 
-    def _videos(self, root: str) -> Iterator[str]:
-        folders = [root]
-        while folders:
-            folder = folders.pop()
-            try:
-                with os.scandir(folder) as entries:
-                    inside = sorted(entries, key=lambda entry: entry.name)
-            except OSError as error:
-                self._findings.add(UNREADABLE, Path(folder), f"could not be read: {error.strerror}")
-                continue
-            below = [entry.path for entry in inside if entry.is_dir(follow_symlinks=False)]
-            folders += [path for path in reversed(below) if not is_system_folder(os.path.basename(path))]
-            for entry in inside:
-                hidden = entry.name.startswith(".")
-                if not hidden and extension(entry.name) in EXTENSIONS and holds(entry.is_file):
-                    yield entry.path
+
+def find_videos(root: str, findings: Findings) -> Iterator[str]:
+    """The files below a folder with the extension of a video, sorted in each folder. Folders that cannot be
+    read are added to the findings; links to folders are not followed."""
+    folders = [root]
+    while folders:
+        folder = folders.pop()
+        try:
+            with os.scandir(folder) as entries:
+                inside = sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            findings.add(UNREADABLE, Path(folder), f"could not be read: {error.strerror}")
+            continue
+        below = [entry.path for entry in inside if entry.is_dir(follow_symlinks=False)]
+        folders += [path for path in reversed(below) if not is_system_folder(os.path.basename(path))]
+        for entry in inside:
+            hidden = entry.name.startswith(".")
+            if not hidden and extension(entry.name) in EXTENSIONS and holds(entry.is_file):
+                yield entry.path

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.dataset import kinetics710
-from pipelines.dataset.prepare import annotations, kinetics
+from pipelines.dataset.prepare import annotations, kinetics, video_index
 from pipelines.dataset.prepare.findings import Findings
 from pipelines.dataset.prepare.kinetics import Clip, Span, list_kinetics, read_annotations
 from pipelines.dataset.prepare.kinetics710_union import list_kinetics710, merge_training_splits
@@ -83,7 +83,7 @@ def test_kinetics_finds_each_clip_by_its_name_and_lists_what_it_leaves_out(tmp_p
         annotations.MISSING: 1,
         "videos found in several places; the first is used": 1,
         # of the contradictory clip, and of none; the file without times was found
-        "video files that no row of the annotations names": 2,
+        video_index.NOT_ANNOTATED: 2,
     }
     assert any(note.startswith("4 of 7 clips") for note in listing.findings.notes)
 
@@ -160,8 +160,18 @@ def test_kinetics710_merges_leaves_out_held_out_videos_and_maps_names(tmp_path: 
         ("BBBBBBBBBBB", 50, "archery"),
     ]
     assert (union.rows, union.held_out, union.shared, union.contradictory) == (8, 2, 1, 2)
-    folder = touch(tmp_path / "videos", "AAAAAAAAAAA_000000_000010.mp4", "CCCCCCCCCCC_000000_000010.mp4")
+    folder = touch(
+        tmp_path / "videos",
+        "AAAAAAAAAAA_000000_000010.mp4",
+        "CCCCCCCCCCC_000000_000010.mp4",  # of a training row that is left out
+        "CCCCCCCCCCC_000090_000100.mp4",  # of the validation split
+        "EEEEEEEEEEE_0_10.mp4",  # of a contradictory clip
+        "GGGGGGGGGGG_000000_000010.mp4",
+    )
     listing = list_kinetics710([k400, k600, k700], [val, test], [folder])
+    assert [item for item, detail in listed(listing, tmp_path) if detail == video_index.NOT_ANNOTATED] == [
+        str(folder / "GGGGGGGGGGG_000000_000010.mp4")
+    ]
     assert videos_of(listing, folder) == {"AAAAAAAAAAA_000000_000010.mp4": "tying necktie"}
     assert len(listing.class_names) == 710
 
@@ -261,6 +271,9 @@ def test_moments_in_time(tmp_path: Path) -> None:
         "adult+male+singing/yt-x_1.mp4",
         "praying/yt-y_7.mp4",
         "praying/twice.mp4",
+        "praying/more.mp4",
+        "walking/other.mp4",
+        "walking/notes.txt",
     )
     listing = list_moments(table, folder, categories)
     assert listing.class_names == ("adult+male+singing", "clapping", "praying")
@@ -269,7 +282,11 @@ def test_moments_in_time(tmp_path: Path) -> None:
         "clapping/flickr-0-1.mp4": "clapping",
         "praying/yt-y_7.mp4": "praying",
     }
-    assert counted(listing) == {annotations.CONTRADICTORY: 1, annotations.MISSING: 1}
+    assert counted(listing) == {
+        annotations.CONTRADICTORY: 1,
+        annotations.MISSING: 1,
+        video_index.NOT_ANNOTATED: 3,  # of the contradictory row, and of none
+    }
     wrong = write(tmp_path / "wrong.csv", "clapping/a.mp4,claping,4,0\n")
     with pytest.raises(DataError, match="line 1: 'claping'"):
         list_moments(wrong, folder, categories)
@@ -298,7 +315,7 @@ def test_something_something(tmp_path: Path) -> None:
     assert counted(listing) == {
         annotations.CONTRADICTORY: 1,
         annotations.MISSING: 1,
-        "video files that no row of the annotations names": 1,
+        video_index.NOT_ANNOTATED: 1,
     }
     for text, token in [
         ('[{"id": "1"}]', "entry 0: has no template"),
