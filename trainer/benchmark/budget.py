@@ -18,7 +18,7 @@ from trainer.benchmark.report import BenchmarkReport, ResultTable
 from trainer.errors import RunError
 
 if TYPE_CHECKING:
-    from trainer.benchmark.kernels import Device, StepKernels
+    from trainer.engine.step_kernels import Device, StepKernels
 
 HELP = "what a training step costs a GPU, per kind of kernel, on paper"
 GIB = 2**30
@@ -53,11 +53,11 @@ def run(args: argparse.Namespace, report: BenchmarkReport) -> None:
 
     Raises RecipeError or ModelError for a recipe that is wrong, and RunError if no plan fits into the memory.
     """
-    from trainer.benchmark.kernels import Device
     from trainer.config.load import load_recipe
     from trainer.config.recipe_names import find_recipe
     from trainer.engine.batch_plan import choose_batch_plan
     from trainer.engine.memory_estimate import AvailableMemory
+    from trainer.engine.step_kernels import Device
     from trainer.setup.preparation import model_config
 
     recipe = load_recipe(find_recipe(args.recipe), args.set)
@@ -111,7 +111,7 @@ class Budget:
         self._steps: dict[tuple[int, int], StepKernels] = {}
 
     def step(self, batch: int, recomputed: int) -> "StepKernels":
-        from trainer.benchmark.kernels import record_step
+        from trainer.engine.step_kernels import record_step
 
         if (batch, recomputed) not in self._steps:
             config = dataclasses.replace(self.config, recomputed_blocks=recomputed)
@@ -147,7 +147,7 @@ class Budget:
 
     def changes(self, batch: int, recomputed: int) -> list[Plan]:
         """What single changes would make of the step, and all of them together."""
-        from trainer.benchmark.kernels import StepKernels
+        from trainer.engine.step_kernels import StepKernels
 
         chosen, none = self.step(batch, recomputed), self.step(batch, 0)
         name = f"{format_count(recomputed, 'block')} recomputed" if recomputed else "nothing recomputed"
@@ -204,7 +204,7 @@ class Budget:
         return sorted(found, key=lambda plan: -plan.mfu)[:SHOWN_PLANS]
 
     def table_of_kinds(self, step: "StepKernels", recomputed: int) -> ResultTable:
-        from trainer.benchmark.kernels import totals_by_kind
+        from trainer.engine.step_kernels import totals_by_kind
 
         plain = totals_by_kind([*step.kernels, *step.update], self.device.seconds)
         fused = totals_by_kind([*step.fused().kernels, *step.update], self.device.seconds)
@@ -264,7 +264,7 @@ def table_of_changes(changes: list[Plan], memory: float) -> ResultTable:
 
 def _cheap_again(all_again: "StepKernels", none: "StepKernels") -> "StepKernels":
     """A step that recomputes only what is neither a product nor attention."""
-    from trainer.benchmark.kernels import StepKernels
+    from trainer.engine.step_kernels import StepKernels
 
     # In a step with recomputation, the kernels beyond those without are the ones that run twice.
     left: dict[tuple[str, int], int] = {}

@@ -7,7 +7,7 @@ import torch
 
 from models import build_config
 from models.cost import multiply_accumulates, trainable_parameter_count
-from trainer.benchmark.kernels import (
+from trainer.engine.step_kernels import (
     ATTENTION,
     CONVOLUTIONS,
     ELEMENTWISE,
