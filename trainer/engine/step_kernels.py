@@ -8,6 +8,7 @@ writes what others need.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 from unittest.mock import patch
 
@@ -80,8 +81,26 @@ class Device:
         return max(kernel.flops / self.flops, kernel.bytes / self.bandwidth, self.least)
 
 
+@dataclass(frozen=True)
+class _Operation:
+    """What an operation does with arguments of these shapes, so that the next such call need not run."""
+
+    kind: str
+    flops: int
+    made: Any
+    """Its new tensors, as a tree of shape, strides and dtype."""
+
+
+_SEEN: dict[Any, _Operation] = {}
+"""Operations with the shapes of their arguments."""
+
+
 class KernelRecorder(TorchDispatchMode):
-    """Records every operation as a `Kernel`."""
+    """Records every operation as a `Kernel`.
+
+    An operation whose arguments have shapes that were seen before is not run again: its results are empty
+    tensors of the same shapes. PyTorch's meta device needs a millisecond for some operations.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,19 +111,65 @@ class KernelRecorder(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        name = func._overloadpacket.__name__
-        given, made = _tensors((args, kwargs)), _tensors(out)
+        given: list[Tensor] = []
+        signature: list[Any] = [func]
+        _flatten((args, kwargs), given, signature)
+        key = tuple(signature) if _makes_new_tensors(func) else None
+        known = _SEEN.get(key)
+        out = func(*args, **kwargs) if known is None else _empty(known.made)
+        made = _tensors(out)
         for tensor in (*given, *made):
             self._storages.append(tensor.untyped_storage())
         changed = _changed(func, args, kwargs)
         sources = {_storage(tensor) for tensor in given}
         is_view = not changed and all(_storage(tensor) in sources for tensor in made)
-        if name in _NO_KERNEL or not made or is_view:
+        if func._overloadpacket.__name__ in _NO_KERNEL or not made or is_view:
             return out
-        kind, flops = _KINDS.get(name, ELEMENTWISE), _flops(func, args, kwargs, out)
-        self.kernels.append(Kernel(kind, flops, _bytes(given), _bytes([*made, *changed])))
+        if known is None:
+            kind = _KINDS.get(func._overloadpacket.__name__, ELEMENTWISE)
+            known = _Operation(kind, _flops(func, args, kwargs, out), _shapes(out))
+            if key is not None:
+                _SEEN[key] = known
+        self.kernels.append(Kernel(known.kind, known.flops, _bytes(given), _bytes([*made, *changed])))
         return out
+
+
+@cache
+def _makes_new_tensors(func: Any) -> bool:
+    """Whether an operation changes no argument, and gives no view of one."""
+    schema = func._schema
+    return all(value.alias_info is None for value in (*schema.arguments, *schema.returns))
+
+
+def _flatten(value: Any, tensors: list[Tensor], signature: list[Any]) -> None:
+    """Appends the tensors of a call's arguments, and what its results' shapes depend on."""
+    if isinstance(value, Tensor):
+        tensors.append(value)
+        signature.append((value.shape, value.stride(), value.dtype))
+    elif isinstance(value, list | tuple):
+        signature.append(len(value))
+        for item in value:
+            _flatten(item, tensors, signature)
+    elif isinstance(value, dict):
+        signature.append(tuple(value))
+        for item in value.values():
+            _flatten(item, tensors, signature)
+    else:
+        signature.append((type(value), value))  # 1 and 1.0 are equal, but promote types differently
+
+
+def _shapes(out: Any) -> Any:
+    if isinstance(out, Tensor):
+        return out.shape, out.stride(), out.dtype
+    return [_shapes(item) for item in out] if isinstance(out, list | tuple) else out
+
+
+def _empty(made: Any) -> Any:
+    """Tensors as described by `_shapes`; as lists, where they were lists or tuples."""
+    if isinstance(made, tuple):
+        shape, strides, dtype = made
+        return torch.empty_strided(shape, strides, dtype=dtype, device="meta")
+    return [_empty(item) for item in made] if isinstance(made, list) else made
 
 
 def _fused_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -129,13 +194,18 @@ def _tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
+@cache
+def _written_arguments(func: Any) -> list[tuple[int, str]]:
+    """Positions and names of the arguments that an operation writes to."""
+    arguments = enumerate(func._schema.arguments)
+    return [(at, arg.name) for at, arg in arguments if arg.alias_info is not None and arg.alias_info.is_write]
+
+
 def _changed(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
     """Arguments that the operation writes to."""
     found = []
-    for number, argument in enumerate(func._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            given = args[number] if number < len(args) else kwargs.get(argument.name)
-            found += _tensors(given)
+    for number, name in _written_arguments(func):
+        found += _tensors(args[number] if number < len(args) else kwargs.get(name))
     return found
 
 
@@ -184,8 +254,8 @@ def record_step(config: UniFormerV2Config, batch: int) -> StepKernels:
         clips = torch.empty(batch, 3, config.frames, side, side, dtype=torch.bfloat16)
         keys = torch.empty(batch, dtype=torch.int64)
         labels = torch.empty(batch, dtype=torch.int64)
-        with KernelRecorder() as recorder, patch.object(F, "scaled_dot_product_attention", _fused_attention):
-            F.cross_entropy(model(clips, keys).float(), labels).backward()
+    with KernelRecorder() as recorder, patch.object(F, "scaled_dot_product_attention", _fused_attention):
+        F.cross_entropy(model(clips, keys).float(), labels).backward()
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     added = Kernel(ELEMENTWISE, 0, {-1: 6 * trained}, {-2: 4 * trained})
     update = Kernel(OPTIMISER, 0, {-3: 16 * trained}, {-4: 14 * trained})
