@@ -57,7 +57,8 @@ _CHOICES = {
     "temporal_module": TEMPORAL_MODULES,
     "output": OUTPUTS,
 }
-_OUTSIDE_BLOCKS = ("joint_mhsa", "temporal_transformer")  # temporal modules of the whole model
+OUTSIDE_BLOCKS = ("joint_mhsa", "temporal_transformer")
+"""Temporal modules of the whole model, not of its blocks."""
 _RATES = ("global_mlp_dropout", "head_dropout", "drop_path", "global_drop_path")
 _ALLOWED = ", allowed is: "
 _MAX_GRID = 256  # patches along one side
@@ -210,7 +211,7 @@ class UniFormerV2Config:
             (not self.local_dpe or self.local_mhra > 0, "local_dpe", "false unless local_mhra is 1 or 2"),
             (local != (), "local_layers", "null or not empty; without local MHRA, local_mhra is 0"),
             (
-                local is None or self.local_mhra > 0 or module not in ("none", *_OUTSIDE_BLOCKS),
+                local is None or self.local_mhra > 0 or module not in ("none", *OUTSIDE_BLOCKS),
                 "local_layers",
                 "null unless there is local_mhra, or a temporal_module inside the blocks",
             ),
@@ -270,7 +271,7 @@ class UniFormerV2Config:
 
     def has_local(self, layer: int) -> bool:
         """Whether this block has local MHRA, or the temporal module if that is one inside the blocks."""
-        if not self.local_mhra and self.temporal_module in ("none", *_OUTSIDE_BLOCKS):
+        if not self.local_mhra and self.temporal_module in ("none", *OUTSIDE_BLOCKS):
             return False
         return self.local_layers is None or layer in self.local_layers
 

@@ -6,6 +6,7 @@ memory, whichever is longer. Communication between ranks is not counted.
 
 import argparse
 import dataclasses
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from trainer.benchmark.report import BenchmarkReport, ResultTable
 from trainer.errors import RunError
 
 if TYPE_CHECKING:
+    from trainer.engine.memory_estimate import AvailableMemory
     from trainer.engine.step_kernels import Device, StepKernels
 
 HELP = "what a training step costs a GPU, per kind of kernel, on paper"
@@ -40,7 +42,7 @@ def add_arguments(job: argparse.ArgumentParser) -> None:
     job.add_argument(
         "--ranks", type=integer(1), default=8, help="that share the optimiser state (%(default)s)"
     )
-    job.add_argument("--memory", type=positive, default=80.0, help="GB of a GPU (%(default)g)")
+    job.add_argument("--memory", type=positive, default=80.0, help="GiB of a GPU (%(default)g)")
     # Rates as measured on an H100 80GB HBM3: docs/performance.md, "2026-11-26: the first GPU".
     job.add_argument("--tflops", type=positive, default=782.0, help="of matrix products (%(default)g)")
     job.add_argument("--bandwidth", type=positive, default=2.98, help="of the memory, TB/s (%(default)g)")
@@ -62,7 +64,7 @@ def run(args: argparse.Namespace, report: BenchmarkReport) -> None:
 
     recipe = load_recipe(find_recipe(args.recipe), args.set)
     config = model_config(recipe, args.classes)
-    available = AvailableMemory("cuda", int(1e9 * args.memory))
+    available = AvailableMemory("cuda", int(GIB * args.memory))
     chosen = choose_batch_plan(recipe, config, args.ranks, precision="bf16", available=available)
     batch = args.micro_batch or chosen.micro_batch
     recomputed = chosen.recomputed_blocks if args.recomputed_blocks is None else args.recomputed_blocks
@@ -72,16 +74,16 @@ def run(args: argparse.Namespace, report: BenchmarkReport) -> None:
     report.tables.append(budget.table_of_kinds(budget.step(batch, recomputed), recomputed))
     changes = budget.changes(batch, recomputed)
     report.tables.append(table_of_changes(changes, args.memory))
-    plans = budget.plans(1e9 * args.memory)
+    plans = budget.plans(available)
     report.tables.append(budget.table_of_plans(plans, args.memory))
     report.measurements = [dataclasses.asdict(each) for each in (*changes, *plans)]
     if not plans:
         depth = 0 if config.frozen_backbone else config.depth
-        need = budget.memory(1, depth, compiled=True)
+        need = budget.memory(1, depth, compiled=recipe.engine.compile)
         again = format_count(depth, "block")
         raise RunError(
-            f"no plan fits into --memory {args.memory:g} GB: micro-batch 1 with {again} recomputed "
-            f"needs {need / 1e9:.1f} GB by the estimate of `--check`. More --ranks divide the "
+            f"no plan fits into --memory {args.memory:g} GiB: micro-batch 1 with {again} recomputed "
+            f"needs {need / GIB:.1f} GiB by the estimate of `--check`. More --ranks divide the "
             "optimiser state; fewer model.frames need less"
         )
 
@@ -108,15 +110,16 @@ class Budget:
 
         self.recipe, self.config, self.device, self.ranks = recipe, config, device, ranks
         self._memory = MemoryModel.of(recipe, config, ranks=ranks, precision="bf16", kind="cuda")
-        self._steps: dict[tuple[int, int], StepKernels] = {}
+        self._steps: dict[tuple[int, int, bool], StepKernels] = {}
 
-    def step(self, batch: int, recomputed: int) -> "StepKernels":
+    def step(self, batch: int, recomputed: int, *, compiled: bool = False) -> "StepKernels":
         from trainer.engine.step_kernels import record_step
 
-        if (batch, recomputed) not in self._steps:
+        key = batch, recomputed, compiled
+        if key not in self._steps:
             config = dataclasses.replace(self.config, recomputed_blocks=recomputed)
-            self._steps[batch, recomputed] = record_step(config, batch)
-        return self._steps[batch, recomputed]
+            self._steps[key] = record_step(config, batch, compiled=compiled, ranks=self.ranks)
+        return self._steps[key]
 
     def accumulation(self, batch: int) -> int:
         return max(1, self.recipe.optimisation.global_batch // (self.ranks * batch))
@@ -153,12 +156,16 @@ class Budget:
         name = f"{format_count(recomputed, 'block')} recomputed" if recomputed else "nothing recomputed"
         found = [
             self.plan(f"{name}, uncompiled", chosen, recomputed),
-            self.plan(f"{name}, compiled", chosen.fused(), recomputed, compiled=True),
+            self.plan(
+                f"{name}, compiled", self.step(batch, recomputed, compiled=True), recomputed, compiled=True
+            ),
         ]
         if recomputed:
             found += [
                 self.plan("nothing recomputed, uncompiled", none, 0),
-                self.plan("nothing recomputed, compiled", none.fused(), 0, compiled=True),
+                self.plan(
+                    "nothing recomputed, compiled", self.step(batch, 0, compiled=True), 0, compiled=True
+                ),
             ]
         depth = self.config.depth
         if not self.config.frozen_backbone:
@@ -171,43 +178,47 @@ class Budget:
             if recomputed < depth:
                 found += [
                     self.plan("all blocks recomputed, uncompiled", every, depth),
-                    self.plan("all blocks recomputed, compiled", every.fused(), depth, compiled=True),
+                    self.plan(
+                        "all blocks recomputed, compiled",
+                        self.step(batch, depth, compiled=True),
+                        depth,
+                        compiled=True,
+                    ),
                 ]
         products = [kernel for kernel in none.kernels if kernel.flops]
         bound = StepKernels(batch, products, none.update)
         found.append(self.plan("bound: products, attention and update alone", bound, 0, has_estimate=False))
         return found
 
-    def plans(self, memory: float) -> list[Plan]:
-        """Micro-batches of powers of two with the fewest recomputed blocks that fit, compiled, fastest first.
+    def plans(self, available: "AvailableMemory") -> list[Plan]:
+        """Every plan of the recipe's stage that fits, the fastest first; compiled if the recipe is."""
+        from trainer.engine.batch_plan import order_of_plans, possible_plans
+        from trainer.engine.step_cost import StepCost
 
-        A step's time is taken as linear in clips and in recomputed blocks.
-        """
-        depth = self.config.depth
-        one, two = (self.step(batch, 0).fused().seconds(self.device, 1) for batch in (1, 2))
-        update = sum(self.device.seconds(kernel) for kernel in self.step(1, 0).update)
-        again = 0.0
-        if not self.config.frozen_backbone:
-            again = (self.step(1, depth).fused().seconds(self.device, 1) - one) / depth
+        possible = possible_plans(self.recipe, self.config, self.ranks, precision="bf16", available=available)
+        stage = self.recipe.engine.zero_stage
+        stages = possible.stages if stage == "auto" else [max(stage, possible.stages[0])]
+        cost = StepCost(self._memory, self.recipe.optimisation.global_batch // self.ranks, self.device)
+        blocks = [0] if self.config.frozen_backbone else possible.blocks
+        timed = {
+            plan: cost.seconds_per_clip(*plan)
+            for plan in itertools.product(stages, possible.sizes, blocks)
+            if possible.fits(*plan)
+        }
         found = []
-        batch = 1
-        while batch <= max(1, self.recipe.optimisation.global_batch // self.ranks):
-            for recomputed in range(depth + 1 if again else 1):
-                need = self.memory(batch, recomputed, compiled=True)
-                if need <= memory:
-                    seconds = one + (batch - 1) * (two - one) + batch * recomputed * again
-                    seconds += update / self.accumulation(batch) - update
-                    name = f"micro-batch {batch}, {format_count(recomputed, 'block')} recomputed, compiled"
-                    found.append(Plan(name, batch, recomputed, seconds, self.mfu(seconds, batch), need))
-                    break  # more of them are slower
-            batch *= 2
-        return sorted(found, key=lambda plan: -plan.mfu)[:SHOWN_PLANS]
+        for stage, size, recomputed in sorted(timed, key=lambda plan: order_of_plans(timed[plan], plan)):
+            name = f"micro-batch {size}, {format_count(recomputed, 'block')} recomputed, ZeRO {stage}"
+            seconds = size * timed[stage, size, recomputed]
+            need = possible.estimate(stage, size, recomputed).total
+            found.append(Plan(name, size, recomputed, seconds, self.mfu(seconds, size), need))
+        return found
 
     def table_of_kinds(self, step: "StepKernels", recomputed: int) -> ResultTable:
         from trainer.engine.step_kernels import totals_by_kind
 
         plain = totals_by_kind([*step.kernels, *step.update], self.device.seconds)
-        fused = totals_by_kind([*step.fused().kernels, *step.update], self.device.seconds)
+        compiled_step = self.step(step.batch, recomputed, compiled=True)
+        fused = totals_by_kind([*compiled_step.kernels, *step.update], self.device.seconds)
         rows = []
         for kind in [*plain, *(kind for kind in fused if kind not in plain)]:
             own, compiled = plain.get(kind), fused.get(kind)
@@ -229,34 +240,40 @@ class Budget:
         device = self.device
         note = (
             f"Products at {device.flops / 1e12:.0f} TFLOP/s, memory at {device.bandwidth / 1e12:g} TB/s, at "
-            f"least {1e6 * device.least:g} µs a kernel (assumed); the update's time is that of one. Not a "
-            "measurement."
+            f"least {1e6 * device.least:g} µs a kernel (assumed). The host starts one in "
+            f"{1e6 * device.launch:g} µs (assumed); the tables below count that where it takes longer than "
+            f"the kernels. The update is that of one of {self.ranks} ranks. Not a measurement."
         )
         return ResultTable(title, columns, tuple(rows), (note,))
 
     def table_of_plans(self, plans: list[Plan], memory: float) -> ResultTable:
-        rows = tuple((plan.about, _over(plan.mfu), *_plan_cells(plan)) for plan in plans)
+        shown = plans[:SHOWN_PLANS]
+        rows = tuple((plan.about, _over(plan.mfu), *_plan_cells(plan)) for plan in shown)
         note = (
-            f"The fastest within {memory:g} GB by the estimate of `--check`: {plans[0].about}."
+            f"The fastest within {memory:g} GiB by the estimate of `--check`: {plans[0].about}."
             if plans
-            else f"No plan fits into {memory:g} GB by the estimate of `--check`."
+            else f"No plan fits into {memory:g} GiB by the estimate of `--check`."
         )
-        columns = ("plan", *_plan_names())
-        return ResultTable(f"Plans that fit into {memory:g} GB, {self.ranks} ranks", columns, rows, (note,))
+        compiled = "compiled" if self.recipe.engine.compile else "not compiled"
+        title = (
+            f"The fastest of {format_count(len(plans), 'plan')} that fit into {memory:g} GiB, "
+            f"{format_count(self.ranks, 'rank')}, {compiled}"
+        )
+        return ResultTable(title, ("plan", *_plan_names()), rows, (note,))
 
 
 def table_of_changes(changes: list[Plan], memory: float) -> ResultTable:
     rows = tuple((plan.about, _over(plan.mfu), *_plan_cells(plan)) for plan in changes)
     reached = [plan for plan in changes if plan.mfu >= GOAL and not plan.about.startswith("bound")]
-    fit = [plan.about for plan in reached if plan.memory is not None and plan.memory <= 1e9 * memory]
-    large = [plan.about for plan in reached if plan.memory is not None and plan.memory > 1e9 * memory]
+    fit = [plan.about for plan in reached if plan.memory is not None and plan.memory <= GIB * memory]
+    large = [plan.about for plan in reached if plan.memory is not None and plan.memory > GIB * memory]
     unknown = [plan.about for plan in reached if plan.memory is None]
     notes = [
-        f"An MFU of {GOAL:.0%} within {memory:g} GB is reached with: {'; '.join(fit)}."
+        f"An MFU of {GOAL:.0%} within {memory:g} GiB is reached with: {'; '.join(fit)}."
         if fit
-        else f"No change with an estimate within {memory:g} GB brings the MFU to {GOAL:.0%}."
+        else f"No change with an estimate within {memory:g} GiB brings the MFU to {GOAL:.0%}."
     ]
-    notes += [f"Reached, but not within {memory:g} GB: {'; '.join(large)}."] * bool(large)
+    notes += [f"Reached, but not within {memory:g} GiB: {'; '.join(large)}."] * bool(large)
     notes += [f"Reached, without an estimate of the memory: {'; '.join(unknown)}."] * bool(unknown)
     columns = ("change", *_plan_names())
     return ResultTable("What changes would make of it", columns, rows, tuple(notes))

@@ -324,7 +324,7 @@ class EngineSection(Section):
 
     zero_stage: Literal[0, 1, 2, 3, "auto"] = 1
     """What DeepSpeed partitions over the ranks: 0 nothing, 1 optimiser states, 2 gradients too, 3 weights
-    too; `auto` partitions no more than the memory requires."""
+    too; `auto` is the lowest with which the fastest plan fits."""
 
     precision: Literal["auto", "fp32", "bf16", "autocast"] = "auto"
     """`bf16` keeps fp32 master weights in the optimiser, `autocast` keeps fp32 weights and multiplies
@@ -332,11 +332,11 @@ class EngineSection(Section):
 
     micro_batch: Clips | Literal["auto"] | None = None
     """Most clips per rank in one forward pass; gradients are accumulated up to the global batch. null takes
-    the rank's whole share at once, `auto` what fits into the memory."""
+    the rank's whole share at once, `auto` is that of the fastest plan that fits into the memory, on paper."""
 
     recomputed_blocks: Annotated[int, Field(ge=0, le=256)] | Literal["auto"] = 0
-    """Backbone blocks whose activations are recomputed in the backward pass to save memory; `auto` no more
-    than needed."""
+    """Backbone blocks whose activations are recomputed in the backward pass to save memory; `auto` is that of
+    the fastest plan that fits."""
 
     fused: bool | Literal["auto"] = "auto"
     """Update all weights in one kernel; `auto` does so on a GPU, where otherwise the host waits in each step

@@ -1,25 +1,21 @@
 """The batch plan: ZeRO stage, micro-batch, accumulation, recomputed blocks; `auto` fits the memory."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import product
-from math import ceil
 
 from models import UniFormerV2Config
+from pipelines.formatting import format_count
 from trainer.config.schema import Recipe
 from trainer.engine.batch_split import split_batch
 from trainer.engine.memory_advice import Choices, advice
 from trainer.engine.memory_estimate import GIB, AvailableMemory, MemoryEstimate, MemoryModel
+from trainer.engine.step_cost import StepCost
 from trainer.errors import RunError
 from trainer.system.device import Precision
 
-ENOUGH_TOKENS = 8192
-"""Tokens in a forward pass. Blocks are recomputed to reach this many, but not to exceed it.
-
-A matrix product of so many by 1,024 x 1,024 takes a current GPU some 30 µs, and PyTorch some 10 µs to launch.
-With far fewer, the GPU waits for launches; more do not make up for computing blocks twice. Calculated, not
-measured.
-"""
+Plan = tuple[int, int, int]
+"""ZeRO stage, micro-batch, recomputed blocks."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +46,9 @@ def choose_batch_plan(
 ) -> BatchPlan:
     """The plan that the recipe asks for, with its `auto` fields fitted to the memory.
 
-    The first choice is the least recomputation, then the lowest stage, then the largest micro-batch; but
-    blocks are recomputed where a forward pass would otherwise have fewer than ENOUGH_TOKENS. Numbers of the
-    recipe are kept, with advice where they do not fit by the estimate.
+    It is the plan of the least time a clip, on paper (`StepCost`), of those that fit; of equal ones, that
+    with the least recomputation, then the lowest stage. Numbers of the recipe are kept, with advice where
+    they do not fit by the estimate.
 
     Args:
         config: of the model; its recomputed blocks are ignored.
@@ -67,15 +63,8 @@ def choose_batch_plan(
     stages, notes = _stages(recipe, world_size, precision)
     limit = None if engine.micro_batch == "auto" else engine.micro_batch
     given, _ = split_batch(batch, world_size, limit, group)
-    share, groups = batch // world_size, batch // world_size // group
-    possible = Choices(
-        recipe=recipe,
-        memory=MemoryModel.of(recipe, config, ranks=world_size, precision=precision, kind=available.kind),
-        available=available,
-        stages=_possible_stages(recipe, world_size, precision),
-        sizes=[size * group for size in range(1, groups + 1) if groups % size == 0],
-        blocks=range(config.depth + 1),
-    )
+    share = batch // world_size
+    possible = possible_plans(recipe, config, world_size, precision=precision, available=available)
     choices = replace(
         possible,
         stages=stages,
@@ -86,9 +75,11 @@ def choose_batch_plan(
         plan = stages[0], given, choices.blocks[0]
         changes = () if choices.fits(*plan) else advice(possible, *plan)
         return BatchPlan(stages[0], given, share // given, choices.blocks[0], tuple(notes), changes)
-    found = _best(choices)
-    if found is None:
+    candidates = _candidates(choices)
+    if not candidates:
         raise RunError(_nothing_fits(choices, possible))
+    ranked = _ranked(candidates, StepCost(choices.memory, share))
+    found, _ = ranked[0]
     stage, size, recomputed = found
     if engine.micro_batch == "auto":
         notes.append(_why_micro_batch(choices, *found))
@@ -101,6 +92,8 @@ def choose_batch_plan(
         notes.append(_why_recomputed(choices, *found))
     if engine.zero_stage == "auto":
         notes.append(_why_stage(choices, *found))
+    if len(ranked) > 1:
+        notes.append(_why_fastest(choices, len(candidates), ranked))
     return BatchPlan(stage, size, share // size, recomputed, tuple(notes))
 
 
@@ -128,23 +121,86 @@ def _possible_stages(recipe: Recipe, world_size: int, precision: Precision) -> S
     return range(lowest, highest + 1) if world_size > 1 else [lowest]
 
 
-def _best(choices: Choices) -> tuple[int, int, int] | None:
-    """Stage, micro-batch, recomputed blocks; None where nothing fits."""
-    config = choices.memory.config
-    enough = ceil(ENOUGH_TOKENS / (config.inner_frames * (1 + config.grid**2)))
-    large = [size for size in choices.sizes if size >= enough] or choices.sizes[-1:]
-    small = [size for size in choices.sizes if size not in large]
-    plans = [
-        *(
-            (stage, size, blocks)
-            for blocks, stage, size in product(choices.blocks, choices.stages, reversed(large))
-        ),
-        *(
-            (stage, size, blocks)
-            for size, blocks, stage in product(reversed(small), choices.blocks, choices.stages)
-        ),
+def possible_plans(
+    recipe: Recipe,
+    config: UniFormerV2Config,
+    world_size: int,
+    *,
+    precision: Precision,
+    available: AvailableMemory,
+) -> Choices:
+    """All plans that an `engine` section may ask for; the global batch must be divisible by the ranks.
+
+    Arguments as those of `choose_batch_plan`.
+    """
+    group = recipe.clip_group
+    groups = recipe.optimisation.global_batch // world_size // group
+    return Choices(
+        recipe=recipe,
+        memory=MemoryModel.of(recipe, config, ranks=world_size, precision=precision, kind=available.kind),
+        available=available,
+        stages=_possible_stages(recipe, world_size, precision),
+        sizes=[size * group for size in range(1, groups + 1) if groups % size == 0],
+        blocks=range(config.depth + 1),
+    )
+
+
+def order_of_plans(seconds_per_clip: float, plan: Plan) -> tuple[int, int, int, int]:
+    """What plans are ordered by: the time in ns, recomputed blocks, ZeRO stage, the larger micro-batch."""
+    stage, size, blocks = plan
+    return round(1e9 * seconds_per_clip), blocks, stage, -size
+
+
+def _candidates(choices: Choices) -> list[Plan]:
+    """For each stage and micro-batch, the plan with the fewest recomputed blocks that fits."""
+    found = []
+    for stage in choices.stages:
+        for size in choices.sizes:
+
+            def fits(blocks: int, stage: int = stage, size: int = size) -> bool:
+                return choices.fits(stage, size, blocks)
+
+            fewest = bisect_left(choices.blocks, True, key=fits)  # more blocks never need more
+            if fewest < len(choices.blocks):
+                found.append((stage, size, choices.blocks[fewest]))
+    return found
+
+
+def _ranked(candidates: Sequence[Plan], cost: StepCost) -> list[tuple[Plan, float | None]]:
+    """The plans that may be the fastest, with their seconds a clip, fastest first.
+
+    None is the time of a plan that is at least as good as all others in stage, micro-batch and recomputed
+    blocks. Then it is the only one, and no kernels need to be counted, which takes a second or two.
+    """
+    left = [plan for plan in candidates if not any(_is_better(other, plan) for other in candidates)]
+    if len(left) == 1:
+        return [(left[0], None)]
+    seconds = {plan: cost.seconds_per_clip(*plan) for plan in left}
+    return [
+        (plan, seconds[plan]) for plan in sorted(left, key=lambda plan: order_of_plans(seconds[plan], plan))
     ]
-    return next((plan for plan in plans if choices.fits(*plan)), None)
+
+
+def _is_better(plan: Plan, other: Plan) -> bool:
+    """Whether a plan is no worse than another in stage, micro-batch and recomputed blocks, and not equal."""
+    stage, size, blocks = plan
+    return plan != other and stage <= other[0] and size >= other[1] and blocks <= other[2]
+
+
+def _why_fastest(choices: Choices, count: int, ranked: Sequence[tuple[Plan, float | None]]) -> str:
+    """The times of the fastest plans."""
+    depth = choices.memory.config.depth
+    (first, seconds), *others = (
+        (f"micro-batch {size}, {blocks} of {depth} blocks recomputed, ZeRO {stage}", 1000 * (seconds or 0.0))
+        for (stage, size, blocks), seconds in ranked
+    )
+    device = "two CPU cores" if choices.memory.kind == "cpu" else "an H100"
+    compiled = "compiled" if choices.memory.compiled else "not compiled"
+    return (
+        f"{first}: {seconds:.1f} ms a clip on paper ({device}, {compiled}), the fastest of "
+        f"{format_count(count, 'plan')} that fit; next: "
+        + "; ".join(f"{plan}: {slower:.1f} ms" for plan, slower in others[:2])
+    )
 
 
 def _why_micro_batch(choices: Choices, stage: int, size: int, recomputed: int) -> str:

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from models import UniFormerV2, UniFormerV2Config
+from models.local_block import LocalUniBlock
 
 PRODUCTS, ATTENTION, CONVOLUTIONS = "matrix products", "attention", "depthwise convolutions"
 NORMS, COPIES, REDUCTIONS, ELEMENTWISE = "norms and softmax", "copies and casts", "sums", "elementwise"
@@ -75,6 +76,8 @@ class Device:
     """FLOP per second by the data sheet, of which MFU is a share."""
     least: float = 2e-6
     """Seconds of the shortest kernel; assumed, not measured."""
+    launch: float = 10e-6
+    """Seconds that the host takes to start a kernel, while the device computes; assumed, not measured."""
 
     def seconds(self, kernel: Kernel) -> float:
         """The time of a kernel: of its products or of its memory traffic, whichever takes longer."""
@@ -237,29 +240,51 @@ class StepKernels:
         return StepKernels(self.batch, fuse(self.kernels), self.update)
 
     def seconds(self, device: Device, accumulation: int = 1) -> float:
-        """Of one micro-batch, with its share of the update."""
-        own = sum(device.seconds(kernel) for kernel in self.kernels)
+        """Of one micro-batch, with its share of the update; at least what the host takes to start it."""
+        own = max(sum(device.seconds(kernel) for kernel in self.kernels), device.launch * len(self.kernels))
         return own + sum(device.seconds(kernel) for kernel in self.update) / accumulation
 
 
-def record_step(config: UniFormerV2Config, batch: int) -> StepKernels:
-    """The kernels of a training step in bf16 with master weights in float32.
+def record_step(
+    config: UniFormerV2Config,
+    batch: int,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    compiled: bool = False,
+    ranks: int = 1,
+) -> StepKernels:
+    """The kernels of a training step in bf16 with master weights in float32, or in float32.
 
-    The update reads the summed gradient in float32 and both moments and the master weights, which it writes
-    with the weights in bf16; each micro-batch adds its gradient to the sum.
+    Each micro-batch adds its gradient to the sum in float32. The update is that of one of `ranks`, which
+    share the optimiser state.
     """
     with torch.device("meta"):
-        model = UniFormerV2(config).bfloat16().train()
+        model = UniFormerV2(config).to(dtype).train()
         side = config.resolution
-        clips = torch.empty(batch, 3, config.frames, side, side, dtype=torch.bfloat16)
+        clips = torch.empty(batch, 3, config.frames, side, side, dtype=dtype)
         keys = torch.empty(batch, dtype=torch.int64)
         labels = torch.empty(batch, dtype=torch.int64)
+    if compiled:  # `linear` computes no inputs again there
+        for block in model.blocks:
+            assert isinstance(block, LocalUniBlock)
+            block.recomputes_inputs = False
     with KernelRecorder() as recorder, patch.object(F, "scaled_dot_product_attention", _fused_attention):
         F.cross_entropy(model(clips, keys).float(), labels).backward()
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    added = Kernel(ELEMENTWISE, 0, {-1: 6 * trained}, {-2: 4 * trained})
-    update = Kernel(OPTIMISER, 0, {-3: 16 * trained}, {-4: 14 * trained})
-    return StepKernels(batch, [*recorder.kernels, added], [update])
+    element = dtype.itemsize
+    added = Kernel(ELEMENTWISE, 0, {-1: (4 + element) * trained}, {-2: 4 * trained})
+    kernels = fuse(recorder.kernels) if compiled else recorder.kernels
+    return StepKernels(batch, [*kernels, added], [update_kernel(trained // ranks, element)])
+
+
+def update_kernel(trained: int, element: int) -> Kernel:
+    """AdamW of so many weights, each with a copy of `element` bytes that the products read.
+
+    It reads the summed gradient in float32, both moments and the master weights, and writes all but the
+    gradient, and the copy where that is not the master weight itself.
+    """
+    written = 12 if element == 4 else 12 + element
+    return Kernel(OPTIMISER, 0, {-3: 16 * trained}, {-4: written * trained})
 
 
 @dataclass
