@@ -15,6 +15,7 @@ from pipelines.arguments import integer
 from trainer.benchmark.arguments import add_common, add_timeout, positive
 from trainer.benchmark.child import run_child
 from trainer.benchmark.report import BenchmarkReport, ResultTable, interference
+from trainer.errors import RunError
 from trainer.monitoring.progress import show_progress
 
 HELP = "where each millisecond of a training step goes, for a recipe"
@@ -34,7 +35,10 @@ def add_arguments(job: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, report: BenchmarkReport) -> None:
-    """Trains in rounds, each in a process of its own. Raises MeasurementError where a training fails."""
+    """Trains in rounds, each in a process of its own.
+
+    Raises MeasurementError where a training fails, and RunError where it ends too early.
+    """
     threads = len(os.sched_getaffinity(0))
     args.out.mkdir(parents=True, exist_ok=True)
     with show_progress("training") as progress:
@@ -55,6 +59,11 @@ def run(args: argparse.Namespace, report: BenchmarkReport) -> None:
             finally:
                 with suppress(OSError):  # it has files
                     os.rmdir(folder)
+            if not result["steps"]:
+                raise RunError(
+                    f"the training ended within the {WARM + 1} steps that do not count: leave "
+                    "optimisation.steps out of --set, and give the steps to measure with --steps"
+                )
             report.measurements.append(result)
             report.tables = [make_table(report.measurements, str(args.recipe))]
             progress(repeat + 1, args.repeats)

@@ -17,7 +17,7 @@ from pipelines.benchmark.measure import LoaderMeasurement
 from pipelines.benchmark.task import TaskResult
 from pipelines.benchmark.workload import Workload
 from tests.integration.processes import ROOT
-from trainer.benchmark import loader_rate, model_speed
+from trainer.benchmark import loader_rate, loop_costs, model_speed
 from trainer.benchmark.budget import Plan, table_of_changes
 from trainer.benchmark.child import MeasurementError, run_child
 from trainer.benchmark.loop_task import PHASES
@@ -331,6 +331,12 @@ def test_a_mistake_in_a_recipe_is_the_message_of_the_command(tmp_path, capsys):
     assert error.startswith("error: ") and "Error:" not in error
     assert "foo: no such field" in error and "lrx" in error
     assert not list(tmp_path.iterdir())
+
+
+def test_a_training_without_a_step_that_counts_is_an_error(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(loop_costs, "run_child", lambda *_, **__: {"steps": []})
+    assert run_main("train", "--out", str(tmp_path)) == 2
+    assert "--steps" in capsys.readouterr().err
 
 
 def test_ratios_and_shares_of_the_limit_are_those_of_the_medians():
