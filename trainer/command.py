@@ -22,7 +22,8 @@ _OPTION = re.compile(r"-[A-Za-z]|--[A-Za-z][^\s=]*")
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Names an unknown option, and a similar one that exists, before any other mistake.
+    """Names an unknown option, and a similar one that exists, before any other mistake; also a similar job or
+    choice.
 
     argparse would first report a required option as missing, whose name the unknown one may misspell.
     """
@@ -36,6 +37,14 @@ class CommandParser(argparse.ArgumentParser):
                 hint = f"did you mean {near[0]}?" if near else "--help lists the options"
                 self.error(f"unknown option {option}; {hint}")
         return super().parse_known_args(given, namespace)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            near = difflib.get_close_matches(str(value)[:100], list(map(str, action.choices or ())), n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise argparse.ArgumentError(action, f"{error.message}{hint}") from None
 
     def _options(self, arguments: Sequence[str]) -> Iterator[str]:
         """The names of the options among the arguments of this parser, without those of its jobs."""

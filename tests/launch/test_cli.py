@@ -1,5 +1,6 @@
 """The command `uniformerv2`."""
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,19 @@ def test_help_lists_all_commands_and_an_unknown_one_gets_a_suggestion(
     with pytest.raises(SystemExit) as ended:
         main(["trian"])
     assert ended.value.code == 2 and "did you mean train" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "suggested"), [(["bench", "modle"], "model"), (["prepare", "kinetcs"], "kinetics")]
+)
+def test_an_unknown_job_gets_a_suggestion(
+    arguments: list[str], suggested: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, job = arguments
+    with pytest.raises(SystemExit, match="2"):
+        importlib.import_module(f"launch.{name}").parse([job])
+    assert f"invalid choice: '{job}'" in (shown := capsys.readouterr().err)
+    assert f"did you mean {suggested}?" in shown
 
 
 def test_the_help_of_a_training_has_its_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 
 from models.config import is_field
 from trainer.config.recipe_names import find_base, find_recipe
-from trainer.config.reference_docs import allowed, section_of
+from trainer.config.reference_docs import allowed, choices, section_of
 from trainer.config.schema import ALTERNATIVES, ENGINE_AUTO, Recipe
 from trainer.config.text_file import read_text
 from trainer.config.value_types import RUN_NAME, FieldError
@@ -75,10 +75,13 @@ class _Layered:
 
     def found(self, path: FieldPath) -> str:
         """The value of a field, for a message."""
+        return _found(self.value(path))
+
+    def value(self, path: FieldPath) -> Any:
         value: Any = self.values
         for key in path:
             value = value[key] if isinstance(value, dict) else None
-        return _found(value)
+        return value
 
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
@@ -281,7 +284,13 @@ def _message(detail: ErrorDetails, layered: _Layered, recipe: Path) -> str:
         return f"{location}: {name}: missing; allowed: {rule}"
     if detail["type"] == "value_error":
         return f"{location}: {name}: {format_text(str(cause), 1000)}{_reading(path, layered)}"
-    return f"{location}: {name}: found {layered.found(path)}; allowed: {rule}{_reading(path, layered)}"
+    hint = _similar(layered.value(path), choices(info.annotation)) if info else ""
+    return f"{location}: {name}: found {layered.found(path)}; allowed: {rule}{hint}{_reading(path, layered)}"
+
+
+def _similar(value: Any, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(value[:100], known, n=1) if isinstance(value, str) else []
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _reading(path: FieldPath, layered: _Layered) -> str:

@@ -94,6 +94,14 @@ def allowed(field: FieldInfo) -> str:
     return _describe(field.annotation, field.metadata)
 
 
+def choices(annotation: Any) -> list[str]:
+    """The texts that a field may hold, where they are listed, as of `auto` or an integer."""
+    arguments = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        return [argument for argument in arguments if isinstance(argument, str)]
+    return [choice for argument in arguments for choice in choices(argument)]
+
+
 def _describe(annotation: Any, metadata: list[Any]) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:

@@ -173,6 +173,15 @@ def test_both_units_in_one_file_are_refused(tmp_path: Path) -> None:
             "8: augmentation.rand_augment: rand_augment 'rand-m7': only the increasing operations",
         ),
         ("augmentation: {rand_augment: 7}\n", "8: augmentation.rand_augment: found 7; allowed: text, "),
+        (
+            "engine:\n  micro_batch: aut\n",
+            '9: engine.micro_batch: found "aut"; allowed: an integer, at least 1, at most 1048576, or auto, '
+            "or null; did you mean auto?",
+        ),
+        (
+            "engine:\n  device: cdua\n",
+            '9: engine.device: found "cdua"; allowed: one of auto, cpu, cuda; did you mean cuda?',
+        ),
         ("evaluation: {crops: 2}\n", "8: evaluation.crops: found 2; allowed: one of 1, 3"),
         ("  warmup_epochs: 11\n", "4: optimisation: the warm-up (11) is longer than the training (10)"),
         (
