@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pipelines.formatting import printable
 from trainer.command import command_parser, prints_errors
+from trainer.monitoring.run_dir import check_not_of_run
 from trainer.system.process_exit import exit_with
 
 OTHERS = ("onnx", "torch", "huggingface")
@@ -49,6 +50,7 @@ def write_weights(arguments: argparse.Namespace) -> int:
     from trainer.checkpoint.export import export
 
     out = arguments.out or Path("weights.safetensors")
+    check_not_of_run(out)
     state = export(arguments.source, out, best=arguments.best, average=not arguments.last)
     classes = len(state.description["class_names"])
     print(f"{printable(out)}: the weights after step {state.step}, {classes} classes")
@@ -60,6 +62,7 @@ def write_other(arguments: argparse.Namespace) -> int:
     from trainer.export.formats import FORMATS, check_export, export_as
 
     out = arguments.out or Path(FORMATS[arguments.format].default)
+    check_not_of_run(out)
     check_export(arguments.format, out)
     source = read_source(
         arguments.source, best=arguments.best, average=not arguments.last, frames=arguments.frames

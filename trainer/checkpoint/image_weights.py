@@ -15,6 +15,7 @@ from models.weights.safetensors_header import shorten
 from pipelines.atomic_file import atomic_file
 from trainer.checkpoint.tensor_file import write_tensors
 from trainer.errors import RunError
+from trainer.monitoring.run_dir import check_not_of_run
 
 _IN_A_FOLDER = (
     "model.safetensors",
@@ -40,6 +41,7 @@ def prepare_image_weights(source: Path, out: Path) -> list[str]:
     Raises RunError for a source without an image ViT that the model can be built on, for one whose
     `config.json` names an activation that the model does not have, and for a file that cannot be written.
     """
+    check_not_of_run(out)
     file = _file_in(source)
     if out.exists() and file.exists() and os.path.samefile(file, out):
         raise RunError(f"{out} is the file to read; name another --out")

@@ -18,6 +18,7 @@ from trainer.checkpoint.tensor_file import write_tensors
 from trainer.checkpoint.weights import SavedWeights, save_weights
 from trainer.errors import RunError
 from trainer.inference.model_source import open_model
+from trainer.monitoring.run_dir import check_not_of_run
 from trainer.setup.class_mapping import find_head_rows
 
 Naming = Literal["own", "released", "mmaction2"]
@@ -52,6 +53,7 @@ def convert(
             of Kinetics-710 or lacks classes, or the file is part of the source or cannot be written.
     """
     _check_not_source(source, out)
+    check_not_of_run(out)
     space = _label_space(source, labels)
     if frames is None and space is not None and to != "own":
         frames = 8  # the weights do not depend on it

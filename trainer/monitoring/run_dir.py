@@ -48,6 +48,20 @@ _MARKS = ("recipe.yaml", "events.jsonl", "summary.json", "slurm/jobs.jsonl", "sl
 _TAIL = 2**16  # bytes at the end of the events that are read
 
 
+_EXPORTS = (".onnx", ".pt2", ".pyth", ".pth", ".pt")  # no run writes such files
+
+
+def check_not_of_run(out: Path) -> None:
+    """Raises RunError where writing `out` would replace a file of a run directory, or its weights to come."""
+    path = out.resolve()
+    for parent in path.parents:
+        run = RunDir(parent)
+        if not run.events.is_file():
+            continue
+        if path in (run.weights, run.best_weights) or (path.is_file() and path.suffix not in _EXPORTS):
+            raise RunError(f"{out} is a file of the run in {parent}; name another with --out")
+
+
 class RunDir:
     """The directory of one run; apart from checkpoints, only rank 0 writes to it.
 

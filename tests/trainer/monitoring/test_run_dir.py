@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from trainer.errors import RunError
-from trainer.monitoring.run_dir import RunDir
+from trainer.monitoring.run_dir import RunDir, check_not_of_run
 from trainer.system.files import write_json
 
 
@@ -129,3 +129,20 @@ def test_the_count_of_skipped_steps_belongs_to_the_settings(tmp_path: Path, text
     assert RunDir(tmp_path).read_skipped_steps({"rate": 0.1}) == 0
     folder.skipped.write_text(text)
     assert folder.read_skipped_steps({"rate": 1.0}) == 0
+
+
+def test_an_export_replaces_no_file_of_a_run(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    checkpoint = run.checkpoints / "step-0000004"
+    checkpoint.mkdir(parents=True)
+    for file in (run.events, run.recipe, checkpoint / "state.json", run.path / "model.onnx"):
+        file.touch()
+    for own in (run.recipe, run.weights, run.best_weights, checkpoint / "state.json"):
+        with pytest.raises(RunError, match="is a file of the run in"):
+            check_not_of_run(own)
+    link = tmp_path / "link.safetensors"
+    link.symlink_to(run.weights)
+    with pytest.raises(RunError, match=r"link\.safetensors is a file of the run in"):
+        check_not_of_run(link)
+    for other in (run.path / "other.safetensors", run.path / "model.onnx", tmp_path / "weights.safetensors"):
+        check_not_of_run(other)
