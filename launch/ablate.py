@@ -13,6 +13,7 @@ import argparse
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 from launch.cli import command_line
 from pipelines.arguments import integer
@@ -72,7 +73,8 @@ def run(ablation: Ablation, args: argparse.Namespace, home: Path) -> int:
         request = job_request(args, ablation.name, at_once=args.array)
         variants = [stage.variant for stage in stages]
         folder = home if len(stages) > 1 else stages[0].run_dir
-        planned = plan_submission(request, variants, home=folder, extra=[], made_by=made_by, parent=parent)
+        about: dict[str, Any] = {"made_by": made_by, "parent": parent, "needs_data": not args.dry_run}
+        planned = plan_submission(request, variants, home=folder, extra=[], **about)
         print(planned.text if args.dry_run else format_submission(planned, submit(planned, after=None)))
     return 0
 

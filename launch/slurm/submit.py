@@ -60,7 +60,9 @@ def main() -> int:
         if tracking.enabled:
             check_tracking(home, uri=tracking.uri, experiment=tracking.experiment)
     request = job_request(args, home.name, requeues=args.chain is None, at_once=args.array)
-    planned = plan_submission(request, chosen, home=home, extra=args.training, made_by=made_by)
+    planned = plan_submission(
+        request, chosen, home=home, extra=args.training, made_by=made_by, needs_data=not args.dry_run
+    )
     if args.dry_run:
         print(planned.text, end="")
         return 0

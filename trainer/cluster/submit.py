@@ -50,6 +50,7 @@ def plan_submission(
     extra: Sequence[str],
     made_by: str,
     parent: str | None = None,
+    needs_data: bool = True,
 ) -> Submission:
     """Check a submission and format its script; nothing is written.
 
@@ -59,6 +60,7 @@ def plan_submission(
         home: run directory of the only variant, or the folder of a sweep, in which each variant has its own.
         extra: more arguments of launch/train.py.
         parent: id of the MLflow run that is the parent of a sweep's.
+        needs_data: whether a missing manifest is an error; a script that is only printed needs none.
 
     Raises RunError or RecipeError where a batch cannot be divided over the ranks or a manifest is missing.
     """
@@ -69,7 +71,7 @@ def plan_submission(
         most = limit if isinstance(limit, int) else None
         split_batch(recipe.optimisation.global_batch, request.ranks, most, recipe.clip_group)
         absent = [str(path) for _, path in recipe.data.manifest_fields if not path.exists()]
-        if absent and recipe.data.embedded is None:
+        if needs_data and absent and recipe.data.embedded is None:
             raise RunError(f"no manifest at {', '.join(absent)}; make it with uniformerv2 prepare first")
     is_sweep = len(chosen) > 1
     runs = tuple(home / variant.label if is_sweep else home for variant in chosen)

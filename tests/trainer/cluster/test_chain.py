@@ -117,6 +117,11 @@ def test_a_blank_line_follows_each_script_that_is_only_printed(
     assert main() == 0
     first, second = capsys.readouterr().out.split("\n\n#!/bin/bash\n")
     assert first.startswith("#!/bin/bash\n") and second.endswith("\n\n")
+    without_data = ["--set", "data.embedded=null", "--set", "data.train=none.arrow"]
+    monkeypatch.setattr(sys, "argv", [*sys.argv, *without_data])
+    assert main() == 0 and "data.train=none.arrow" in capsys.readouterr().out
+    sys.argv.remove("--dry-run")
+    assert main() == 2 and "no manifest at none.arrow" in capsys.readouterr().err
 
 
 def test_a_missing_file_is_named_in_plain_words(tmp_path: Path) -> None:
