@@ -3,6 +3,7 @@
     python launch/describe.py k400_b16 recipes/ssv2_l14_32f.yaml
     python launch/describe.py k400_b16 --set model.overrides.fusion=parallel
     python launch/describe.py b16 --form temporal --frames 16 --classes 174 --set local_mhra=1
+    python launch/describe.py runs/mine/weights.safetensors
     python launch/describe.py --published            # all figures of the paper and the released models
 
 GMACs are multiply-accumulates, which the paper calls FLOPs. A step is the forward and backward of the
@@ -12,7 +13,6 @@ recipe's global batch, of a preset that of one clip. Exit codes: 0 done, 2 an er
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 from models import FORMS, PRESETS
@@ -26,7 +26,8 @@ _PRESET: dict[str, Any] = {"form": "scene", "frames": 8, "num_classes": 400}
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = command_parser(__doc__)
-    parser.add_argument("models", nargs="*", metavar="RECIPE|PRESET", help="recipes, or presets such as b16")
+    named = "recipes, presets such as b16, weights files or run directories"
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=named)
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="repeatable")
     parser.add_argument("--form", choices=FORMS, help="of a preset (scene)")
     parser.add_argument("--frames", type=int, help="of a preset (8)")
@@ -38,8 +39,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def run(arguments: argparse.Namespace) -> None:
     from trainer.paper.description import (
+        describe_named,
         describe_preset,
-        describe_recipe,
         published_comparisons,
         published_report,
         report,
@@ -68,7 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
             chosen = {**_PRESET, **{field: size[field] for field in given}}
             found.append(describe_preset(name, **chosen, overrides=arguments.set))
         else:
-            found.append(describe_recipe(Path(name), arguments.set))
+            found.append(describe_named(name, arguments.set))
     if arguments.json:
         print(json.dumps([model.as_json() for model in found], indent=1))
     else:

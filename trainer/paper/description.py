@@ -1,13 +1,14 @@
 """What a model costs: parameters, operations and activation memory, beside the published figures."""
 
 import dataclasses
+import difflib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from models import UniFormerV2Config, build_config
+from models import PRESETS, UniFormerV2Config, build_config
 from models.cost import (
     activation_bytes,
     multiply_accumulates,
@@ -15,15 +16,18 @@ from models.cost import (
     train_step_flops,
     trainable_parameter_count,
 )
+from trainer.checkpoint.weights import open_described
 from trainer.config.load import load_recipe
 from trainer.config.schema import Recipe
-from trainer.errors import RunError
+from trainer.errors import RecipeError, RunError
+from trainer.monitoring.run_dir import RunDir
 from trainer.paper.published_costs import PublishedCost, costs_of, published_costs
 from trainer.setup.preparation import model_config
 from trainer.system.formatting import format_bytes
 from trainer.tracking.comparison.render import Block, Cell, Column, Heading, Paragraph, Table
 
 _OPTIONS = {"preset": "its name", "form": "--form", "frames": "--frames", "num_classes": "--classes"}
+_WEIGHTS = (".safetensors", ".pyth", ".pth", ".pt", ".bin")
 _CLASSES = 400  # of a model without a number of classes, where the manifest would have it
 
 
@@ -60,6 +64,37 @@ class ModelDescription:
             if field.name != "config"
         }
         return {**found, "model": dataclasses.asdict(self.config), "published": rows}
+
+
+def describe_named(name: str, overrides: Sequence[str] = ()) -> ModelDescription:
+    """The cost of a recipe, of the model of a weights file of this program, or of a run directory.
+
+    overrides: of a recipe. Raises RecipeError, ModelError and RunError.
+    """
+    path = Path(name)
+    if path.is_dir():
+        run = RunDir(path)
+        path = next((file for file in (run.weights, run.recipe) if file.is_file()), path)
+    if path.suffix in _WEIGHTS and path.is_file():
+        if overrides:
+            raise RunError(f"--set {overrides[0]}: {path} is a file of weights, whose model is fixed")
+        return _describe_weights(path)
+    try:
+        return describe_recipe(path, overrides)
+    except RecipeError as error:
+        near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.7)
+        if not near or path.suffix:
+            raise
+        raise RecipeError(f"there is no recipe or preset {name}; did you mean {near[0]}?") from error
+
+
+def _describe_weights(path: Path) -> ModelDescription:
+    if path.suffix != ".safetensors":
+        raise RunError(
+            f"{path} is a file of weights without a description of the model: describe the preset, or write "
+            f"a file of this program with `uniformerv2 convert {path} --to own --frames N --out FILE`"
+        )
+    return _described(path.name, open_described(path).model.config, 1, "auto")
 
 
 def describe_recipe(path: Path, overrides: Sequence[str] = ()) -> ModelDescription:

@@ -80,12 +80,6 @@ def prepare(
             f"{train} has {len(train.class_names)} classes, the model {config.num_classes}; set "
             f"model.num_classes to {len(train.class_names)}, or to null"
         )
-    short_side = recipe.augmentation.max_short_side
-    if short_side is not None and short_side < config.resolution:
-        raise RecipeError(
-            f"augmentation.max_short_side: {short_side} is less than the model's resolution, "
-            f"{config.resolution}; set it to {config.resolution} or more, or to null"
-        )
     precision = choose_precision(recipe.engine.precision, torch.device(available.kind))
     layout = choose_batch_plan(recipe, config, world_size, precision=precision, available=available)
     config = model_config(recipe, len(train.class_names), layout.recomputed_blocks)
@@ -125,7 +119,7 @@ def model_config(recipe: Recipe, data_classes: int, recomputed_blocks: int = 0) 
             raise RecipeError(f"model.overrides.{name}: set {place} instead")
     overrides: dict[str, Any] = {**model.overrides, "recomputed_blocks": recomputed_blocks}
     classes = model.num_classes or data_classes
-    return build_config(
+    config = build_config(
         model.preset,
         form=model.form,
         frames=model.frames,
@@ -133,6 +127,13 @@ def model_config(recipe: Recipe, data_classes: int, recomputed_blocks: int = 0) 
         backbone=model.backbone,
         **overrides,
     )
+    short_side = recipe.augmentation.max_short_side
+    if short_side is not None and short_side < config.resolution:
+        raise RecipeError(
+            f"augmentation.max_short_side: {short_side} is less than the model's resolution, "
+            f"{config.resolution}; set it to {config.resolution} or more, or to null"
+        )
+    return config
 
 
 def train_sampler(recipe: Recipe, train: Dataset) -> TrainSampler:

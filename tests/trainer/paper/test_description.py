@@ -9,9 +9,19 @@ import pytest
 
 from launch.describe import main
 from models import ModelError
+from tests.trainer.inference.weights import write_weights
+from trainer.checkpoint.weights import load_weights
+from trainer.config.load import load_recipe
 from trainer.errors import RecipeError, RunError
-from trainer.paper.description import describe_preset, describe_recipe, published_comparisons
+from trainer.paper.description import (
+    describe_named,
+    describe_preset,
+    describe_recipe,
+    published_comparisons,
+)
 from trainer.paper.published_costs import RELEASED, Figure, costs_of
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +123,38 @@ def test_the_command_prints_tables_and_json(
     assert {row["source"] for row in found["published"]} == {RELEASED, "tables 4, 18", "table 18"}
     monkeypatch.setattr(sys, "argv", ["describe.py"])
     assert main() == 2 and "--published" in capsys.readouterr().err
+
+
+def test_weights_and_runs_are_described_by_the_model_of_the_file(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    file = write_weights(run / "weights.safetensors")
+    of_file, of_run = describe_named(str(file)), describe_named(str(run))
+    assert of_file == of_run
+    assert of_file.parameters == sum(tensor.numel() for tensor in load_weights(file).model.parameters())
+    with pytest.raises(RunError, match=r"--set seed=1: .* is a file of weights"):
+        describe_named(str(file), ["seed=1"])
+    file.unlink()
+    (run / "recipe.yaml").write_text(load_recipe(ROOT / "recipes/k400_b16.yaml").to_yaml())
+    assert describe_named(str(run)).parameters == 114_552_208
+    other = tmp_path / "w.pyth"
+    other.touch()
+    with pytest.raises(RunError, match=r"uniformerv2 convert .*w\.pyth --to own"):
+        describe_named(str(other))
+
+
+def test_a_misspelt_preset_gets_a_suggestion() -> None:
+    with pytest.raises(RecipeError, match=r"no recipe or preset b16x; did you mean b16\?"):
+        describe_named("b16x")
+    with pytest.raises(RecipeError, match=r"no recipe named kinetics in .*; there are"):
+        describe_named("kinetics")
+    with pytest.raises(RecipeError, match=r"did you mean k400_b16\?"):
+        describe_named("k40_b16")
+
+
+def test_a_short_side_below_the_resolution_is_refused_as_in_training() -> None:
+    with pytest.raises(RecipeError, match=r"augmentation\.max_short_side: 200 is less .* 224"):
+        describe_recipe(Path("k400_b16"), ["augmentation.max_short_side=200"])
 
 
 def test_an_assumed_number_of_classes_has_no_published_figures(
