@@ -48,6 +48,7 @@ from trainer.setup.start_checks import (
     check_run_dir,
     check_tracking,
     check_videos,
+    short_side_notes,
 )
 from trainer.setup.starting_weights import plan_starting_weights
 from trainer.system.device import choose_precision
@@ -163,6 +164,7 @@ def _prepared(
         why = {*prepared.layout.why, *memory_notes(prepared.layout)}
         notes += [note for note in prepared.notes if note not in why]
         notes += overlap_notes(train, val)
+        notes += short_side_notes(recipe, train.manifests)
     return prepared, notes
 
 

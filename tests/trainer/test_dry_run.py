@@ -245,3 +245,15 @@ def test_lines_fit_a_terminal_of_80_columns(
     long = [line for line in text.splitlines() if len(line) > 80]
     # Paths are not broken; under xdist the path of the test's folder is long.
     assert [line for line in long if tmp_path.name not in line] == []
+
+
+def test_what_the_largest_short_side_does_to_the_videos(check_output, videos: list[ManifestRow]) -> None:
+    sizes = [(64, 48), (40, 90), (32, 32), (90, 41)]
+    rows = [replace(row, width=w, height=h) for row, (w, h) in zip(videos, sizes, strict=True)]
+    write_manifest(Path("train.arrow"), rows, ["cat", "dog"])
+    small = (*ON_CPU, "model.num_classes=2", "model.overrides={resolution: 32}")
+    assert "max_short_side: 40 scales down 50 % of the training videos" in check_output(
+        *small, "augmentation.max_short_side=40"
+    )
+    assert "max_short_side: 48 has no effect" in check_output(*small, "augmentation.max_short_side=48")
+    assert "max_short_side" not in check_output(*small)

@@ -5,6 +5,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
+
 from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.paths import check_writable
 from pipelines.dataset.spot_check import spot_check
@@ -16,6 +18,8 @@ from trainer.errors import RunError
 from trainer.monitoring.run_dir import RunDir
 from trainer.setup.bad_video_limit import is_surely_over_limit
 from trainer.tracking.mlflow_tracker import check_tracking as check_place
+
+_SIZED = 500_000  # rows of a manifest whose sizes are read; of a larger one, a slice of each record batch
 
 
 def check_tracking(recipe: Recipe, run_dir: Path) -> None:
@@ -69,6 +73,28 @@ def check_videos(recipe: Recipe, manifests: Sequence[Manifest]) -> tuple[str, ..
     if refused:
         raise RunError("\n".join(refused))
     return tuple(notes)
+
+
+def short_side_notes(recipe: Recipe, train: Sequence[Manifest]) -> tuple[str, ...]:
+    """How many training videos `augmentation.max_short_side` scales down, by at most `_SIZED` rows of each
+    manifest; nothing without the field. Raises DataError where a manifest is damaged."""
+    most = recipe.augmentation.max_short_side
+    if most is None:
+        return ()
+    scaled = rows = 0
+    for manifest in train:
+        for batch in manifest.batch_slices(1 + len(manifest) // _SIZED):
+            sides = pc.min_element_wise(batch.column("width"), batch.column("height"))
+            scaled += pc.sum(pc.greater(sides, most)).as_py() or 0
+            rows += len(batch)
+    if not scaled:
+        return (
+            f"augmentation.max_short_side: {most} has no effect: no training video has a short side of more "
+            "pixels",
+        )
+    return (
+        f"augmentation.max_short_side: {most} scales down {100 * scaled / rows:.3g} % of the training videos",
+    )
 
 
 def check_checkpoint(
