@@ -63,18 +63,16 @@ def run(ablation: Ablation, args: argparse.Namespace, home: Path) -> int:
     tracking = ablation.cells[0].variant.recipe.tracking
     # The same in each call, with any --rows and --seeds: MLflow refuses a changed value.
     params = {"ablation": ablation.name}
-    is_trained = bool(stages) and not args.dry_run
-    parent = create_sweep_run(home, tracking, params) if is_trained else None
+    parent = create_sweep_run(home, tracking, params) if stages and not args.dry_run else None
     if not args.slurm:
         print(f"{len(ablation.runs(args.seeds, home)) - len(stages)} finished, {len(stages)} to train")
         return train_all(stages, home, lambda arguments: command_line("train", arguments), parent)
     if stages:
         made_by = shlex.join(["python", *sys.argv]).replace("\n", " ")
         request = job_request(args, ablation.name, at_once=args.array)
-        variants = [stage.variant for stage in stages]
         folder = home if len(stages) > 1 else stages[0].run_dir
         about: dict[str, Any] = {"made_by": made_by, "parent": parent, "needs_data": not args.dry_run}
-        planned = plan_submission(request, variants, home=folder, extra=[], **about)
+        planned = plan_submission(request, [each.variant for each in stages], home=folder, extra=[], **about)
         print(planned.text if args.dry_run else format_submission(planned, submit(planned, after=None)))
     return 0
 
