@@ -6,7 +6,7 @@ import multiprocessing
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from pipelines.dataset.concat import Dataset, Samples
 from pipelines.decode_recovery import find_culprits, upcoming_requests
 from pipelines.errors import DataError
 from pipelines.in_flight import InFlightFile
+from pipelines.made_ahead import MadeAhead
 from pipelines.sample_timing import TIMED_SAMPLES
 from pipelines.sampling.sampler import TrainSampler, ViewSampler
 from pipelines.worker_pool import STOP_SIGNALS, signals_blocked
@@ -62,14 +63,33 @@ class ClipBatch:
     (`TrainSampler.mask_key`); 0 in evaluation."""
     mixed: MixedLabels | None = None
     """The second labels, where clips are mixed."""
+    known_hash: torch.Tensor | None = None
+    """What `hash` returns, where the loader has computed it already."""
 
     def hash(self) -> torch.Tensor:
         """A hash of all clips: int64 scalar, see `hash_clips`."""
+        if self.known_hash is not None:
+            return self.known_hash
         return hash_clips(self.clips, self.labels, self.valid, self.keys)
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A batch, and what is counted when it is used."""
+
+    batch: ClipBatch
+    costs: StageCosts
+    clips: int
+    """Clips that are no empty slots."""
+    bad: tuple[BadSample, ...]
+    """Its samples that could not be read."""
 
 
 class ClipLoader:
     """Batches of one rank, made ahead in DALI's threads and worker processes.
+
+    On a CPU, a thread fetches training batches from DALI and hashes them, one ahead of the training, which
+    would otherwise wait for both. On a GPU the training launches its work ahead and waits for neither.
 
     `train_loader` and `view_loader` make one. `close()` ends the worker processes.
 
@@ -84,6 +104,7 @@ class ClipLoader:
         batches: int,
         in_flight: Path | None = None,
         mixing: MixingSpec | None = None,
+        hashes: bool = False,
     ) -> None:
         """Start the worker processes.
 
@@ -91,6 +112,7 @@ class ClipLoader:
             batches: of one pass; 0 for an endless stream.
             in_flight: the `InFlightFile` to write while the graph decodes.
             mixing: of training clips.
+            hashes: whether the thread that makes batches ahead hashes them.
         """
         self.batches = batches
         self.resources = resources
@@ -104,7 +126,13 @@ class ClipLoader:
         self._copy_seconds = copy_seconds(resources.device)
         self._refused: RefusedRequests = {}
         self._served = 0
-        self._costs = StageCosts()
+        self._made = 0  # batches, more than are served by what the thread has made ahead
+        self._hashes = hashes
+        self._costs = StageCosts()  # of the batches that are served, without augmentation
+        self._augmented = 0.0  # seconds, by the threads of pipelines before this one
+        self._ahead: MadeAhead[_Made] | None = None
+        if batches == 0 and resources.device.type != "cuda":
+            self._ahead = MadeAhead(self._make_ahead, "batches")
         self._buffers = InUseBuffers()
         self._closed = False
         self._start()
@@ -113,7 +141,7 @@ class ClipLoader:
         """Start a pipeline at the next batch."""
         before, threads = set(multiprocessing.active_children()), set(thread_seconds())
         python_threads = set(threading.enumerate())
-        self._pipeline = assemble(starting_at(self._graph, self._served, self._refused), self.resources)
+        self._pipeline = assemble(starting_at(self._graph, self._made, self._refused), self.resources)
         with signals_blocked(*STOP_SIGNALS):
             self._pipeline.build()
         self._workers = set(multiprocessing.active_children()) - before
@@ -144,24 +172,50 @@ class ClipLoader:
     @property
     def costs(self) -> StageCosts:
         """What all batches so far have cost."""
+        return self._costs + StageCosts(augment=self._augmented + self._augmenting())
+
+    def _augmenting(self) -> float:
+        """Seconds of the present pipeline's threads."""
         seconds = thread_seconds() if self._threads else {}
-        return self._costs + StageCosts(augment=sum(seconds.get(each, 0.0) for each in self._threads))
+        return sum(seconds.get(each, 0.0) for each in self._threads)
 
     def _next(self) -> ClipBatch:
+        if self._closed:
+            raise RuntimeError("this loader is closed")
         self._buffers.release_finished()
-        clips, *batches = self._run()
+        made = self._make() if self._ahead is None else self._ahead.next()
         self._served += 1
+        self._costs += made.costs
+        self.bad_samples.seen += made.clips
+        self.bad_samples.bad += len(made.bad) * self._repeats
+        for bad in made.bad:
+            self.bad_samples.add(bad)
+        self._buffers.hold(made.batch.clips)
+        return made.batch
+
+    def _make_ahead(self) -> _Made:
+        made = self._make()
+        if not self._hashes:
+            return made
+        batch = made.batch
+        known_hash = hash_clips(batch.clips, batch.labels, batch.valid, batch.keys)
+        return replace(made, batch=replace(batch, known_hash=known_hash))
+
+    def _make(self) -> _Made:
+        clips, *batches = self._run()
+        self._made += 1
         source = self._graph.source
         arrays = dict(zip(source.layout.for_loader, batches, strict=True))
         records = np.array(arrays["record"].as_tensor()).view(source.record)[:, 0]
-        self._add_bad_samples(records, arrays["reason"])
-        self._costs += StageCosts(
+        costs = StageCosts(
             clips=len(records) * self._repeats,
             read=float(records["read"].sum()),
             decode=float(records["decode"].sum()),
             transfer=float(records["bytes"].sum()) * self._copy_seconds,
         )
-        return self._batch(clips, records)
+        seen = int((records["sample"] >= 0).sum()) * self._repeats
+        bad = tuple(self._bad_samples(records, arrays["reason"]))
+        return _Made(self._batch(clips, records), costs, seen, bad)
 
     def _batch(self, clips: Any, records: np.ndarray) -> ClipBatch:
         """The batch on its device. records: of its samples.
@@ -169,7 +223,6 @@ class ClipLoader:
         The clips are not copied: the tensor owns DALI's buffer, and returns it when the tensor is freed.
         """
         pixels = torch.from_dlpack(clips.as_tensor())
-        self._buffers.hold(pixels)
         by_clip = np.repeat(records, self._repeats)
         numbers = torch.from_numpy(
             np.stack([by_clip["label"], by_clip["sample"], by_clip["valid"], records["keys"].reshape(-1)])
@@ -196,15 +249,15 @@ class ClipLoader:
         Raises DataError where a manifest is damaged, and where the pipeline breaks `ATTEMPTS` times over the
         same batch without a culprit.
         """
-        if self._closed:
-            raise RuntimeError("this loader is closed")
         broken = 0
         if self._in_flight is not None:
-            self._in_flight.write(self._served)
+            self._in_flight.write(self._made)
         while True:
             result = self._try_run()
             if not isinstance(result, str):
                 return result
+            if self._closed:  # `close` has killed the workers
+                raise RuntimeError("this loader is closed")
             # Only the text is kept of the error, which would keep the broken pipeline and its memory alive.
             logging.getLogger(__name__).warning("the data pipeline broke and is built again: %s", result)
             self._stop()
@@ -236,23 +289,22 @@ class ClipLoader:
 
     def _find_culprits(self) -> RefusedRequests:
         """What the pipeline broke over, among the batches in flight."""
-        source = starting_at(self._graph, self._served, self._refused).source
+        source = starting_at(self._graph, self._made, self._refused).source
         batches = upcoming_requests(source, IN_FLIGHT * self.resources.prefetch)
         return find_culprits(source.reader, batches, self.resources.device)
 
-    def _add_bad_samples(self, records: np.ndarray, reasons: Any) -> None:
-        read = records["sample"] >= 0
-        self.bad_samples.seen += int(read.sum()) * self._repeats
+    def _bad_samples(self, records: np.ndarray, reasons: Any) -> Iterator[BadSample]:
         dataset = self._graph.source.reader.dataset
-        for index in np.flatnonzero(read & (records["valid"] == 0)):
-            self.bad_samples.bad += self._repeats
+        for index in np.flatnonzero((records["sample"] >= 0) & (records["valid"] == 0)):
             sample = int(records["sample"][index])
             reason = bytes(np.array(reasons[int(index)])).decode()
-            self.bad_samples.add(BadSample(sample, dataset.printable_path(sample), reason))
+            yield BadSample(sample, dataset.printable_path(sample), reason)
 
     def close(self) -> None:
         """End the worker processes; the loader gives no more batches."""
         self._closed = True
+        if self._ahead is not None:
+            self._ahead.stop(WORKER_EXIT_TIMEOUT, self._kill_workers)
         self._stop()
         if self._in_flight is not None:
             self._in_flight.close()
@@ -266,7 +318,7 @@ class ClipLoader:
                 observer.join(WORKER_EXIT_TIMEOUT)
         # DALI asks the workers to exit and, after a second, terminates those in the middle of a video. They
         # block that signal as well, and DALI would wait forever.
-        self._costs, self._threads = self.costs, set()
+        self._augmented, self._threads = self._augmented + self._augmenting(), set()
         deadline = threading.Timer(WORKER_EXIT_TIMEOUT, self._kill_workers)
         deadline.start()
         self._buffers.release_all()
@@ -295,6 +347,7 @@ def train_loader(
     crashed: CrashedSamples | None = None,
     in_flight: Path | None = None,
     mixing: MixingSpec | None = None,
+    hashes: bool = False,
 ) -> ClipLoader:
     """An endless loader of training micro-batches, the first of them of `first_step`.
 
@@ -302,6 +355,7 @@ def train_loader(
         crashed: samples that the graph does not decode, as `find_crashed` found them.
         in_flight: the file with which a later start finds them.
         mixing: mixup, CutMix and random erasing of the clips.
+        hashes: whether each batch will be hashed, which the loader does ahead where it has a thread for it.
 
     Raises:
         DataError: the dataset is empty, or NVDEC is to decode and is missing.
@@ -318,7 +372,7 @@ def train_loader(
         return TrainSource(reader, sampler, clip, micro_batch, rank, world_size, first)
 
     decoding, resources = _autotune(dataset, open_source, options, in_flight)
-    return ClipLoader(Graph(open_source(decoding), mean, std), resources, 0, in_flight, mixing)
+    return ClipLoader(Graph(open_source(decoding), mean, std), resources, 0, in_flight, mixing, hashes)
 
 
 def view_loader(

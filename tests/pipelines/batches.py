@@ -45,13 +45,14 @@ def loader(
     repeats: int = 1,
     how: LoaderOptions | None = None,
     mixing: MixingSpec | None = None,
+    hashes: bool = False,
 ) -> ClipLoader:
     """A training loader with seed 3; `micro` None is the rank's whole share of the batch."""
     dataset = Dataset.open([manifest])
     return train_loader(
         dataset, TrainSampler(len(dataset), batch, seed=3, repeats=repeats), clip, mean=HALF, std=HALF,
         micro_batch=micro or batch // ranks, rank=rank, world_size=ranks, first_step=first_step,
-        options=how or options(), mixing=mixing,
+        options=how or options(), mixing=mixing, hashes=hashes,
     )  # fmt: skip
 
 

@@ -124,15 +124,37 @@ class WaitingReader(SampleReader):
         return super().load(request)
 
 
-@pytest.mark.soak
-def test_workers_killed_over_a_video_change_no_batch(motion_set: MotionSet, tmp_path: Path) -> None:
-    undisturbed = digests(take(loader(motion_set.train, ALL), 4))
-    dataset, wait = Dataset.open([motion_set.train]), tmp_path / "wait"
+def waiting_loader(motion_set: MotionSet, wait: Path) -> ClipLoader:
+    """Whose fourth batch waits."""
     wait.touch()
+    dataset = Dataset.open([motion_set.train])
     sampler = TrainSampler(len(dataset), 8, seed=3)
     reader = WaitingReader(dataset, Decoding("pyav"), late=sampler.slot(step=3, index=5).sample, wait=wait)
     waiting = TrainSource(reader, sampler, ALL, 8, rank=0, world_size=1, first=0)
-    endless = ClipLoader(Graph(waiting, HALF, HALF), resources(workers=2), batches=0)
+    return ClipLoader(Graph(waiting, HALF, HALF), resources(workers=2), batches=0)
+
+
+def test_a_loader_is_closed_while_a_worker_reads_for_long(
+    motion_set: MotionSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.loader.WORKER_EXIT_TIMEOUT", 0.5)
+    endless = waiting_loader(motion_set, tmp_path / "wait")
+    batches = iter(endless)
+    next(batches)
+    while not (tmp_path / "wait.waits").exists():
+        time.sleep(0.01)
+    endless.close()
+    assert not any(process.is_alive() for process in endless._workers)
+    assert all(thread.name != "batches" for thread in threading.enumerate())
+    with pytest.raises(RuntimeError, match="closed"):
+        next(batches)
+
+
+@pytest.mark.soak
+def test_workers_killed_over_a_video_change_no_batch(motion_set: MotionSet, tmp_path: Path) -> None:
+    undisturbed = digests(take(loader(motion_set.train, ALL), 4))
+    wait = tmp_path / "wait"
+    endless = waiting_loader(motion_set, wait)
 
     def end_workers() -> None:
         while not wait.with_suffix(".waits").exists():

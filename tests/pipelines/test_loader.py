@@ -61,9 +61,10 @@ def test_a_batch_keeps_its_pixels_while_others_are_made(motion_set: MotionSet, d
     assert len({tensor.data_ptr() for tensor in held}) == len(held)
 
 
-def test_labels_are_the_manifests(motion_set: MotionSet) -> None:
+def test_labels_are_the_manifests_and_the_hash_is_of_the_clips(motion_set: MotionSet) -> None:
     manifest = Manifest.open(motion_set.train)
-    for batch in take(loader(motion_set.train, TrainClipSpec(4, 32)), 2):
+    for batch in take(loader(motion_set.train, TrainClipSpec(4, 32), hashes=True), 2):
+        assert batch.known_hash is not None and batch.hash() == replace(batch, known_hash=None).hash()
         assert batch.labels.tolist() == [manifest.row(sample).label for sample in batch.ids.tolist()]
 
 
@@ -121,8 +122,12 @@ def test_bad_samples_leave_the_batch_complete_and_are_reported(
     path = broken_set(motion_set, tmp_path / "set")
     manifest = Manifest.open(path)
     clips = loader(path, TrainClipSpec(4, 32), how=options(decoder, device=device))
-    batches = [batch for _, batch in zip(range(4), clips, strict=False)]
+    batches, counts = [], []
+    for _, batch in zip(range(4), clips, strict=False):
+        batches.append(batch)
+        counts.append(clips.bad_samples.pop_counts())
     clips.close()
+    assert counts == [(8, int((~batch.valid).sum())) for batch in batches]  # and not of batches made ahead
     ids = torch.cat([batch.ids for batch in batches]).cpu()
     valid = torch.cat([batch.valid for batch in batches]).cpu()
     assert sorted(ids.tolist()) == list(range(32))
@@ -138,7 +143,6 @@ def test_bad_samples_leave_the_batch_complete_and_are_reported(
     assert bad == {0, 1, 2, 3, 4} | wrong | unsupported
     labels = torch.cat([batch.labels for batch in batches]).tolist()
     assert {label for i, label in zip(ids.tolist(), labels, strict=True) if i in wrong} == {-1}
-    assert clips.bad_samples.pop_counts() == (32, len(bad))
     bad_samples = clips.bad_samples.pop_new()
     assert [Path(each.path).name for each in bad_samples if each.sample == 2] == [r"\xe9\n2"]
     reasons = {each.sample: each.reason for each in bad_samples}

@@ -43,6 +43,7 @@ def open_loaders(
         world_size=environment.world_size,
         first_step=first_step,
         mixing=mixing(recipe),
+        hashes=True,
     )
     open_val = partial(view_loader, mean=mean, std=std)
     opened: list[tuple[LoaderInput, Callable[..., ClipLoader]]] = [
