@@ -16,7 +16,7 @@ positive = number(1e-3)
 def add_common(job: argparse.ArgumentParser, name: str) -> None:
     """name: of the job; each has a folder of its own for its results."""
     where = Path("runs/bench", name)
-    job.add_argument("--out", type=output_folder, default=where, help="folder of all files (%(default)s)")
+    job.add_argument("--out", type=output_folder, default=where, help="folder for the results (%(default)s)")
 
 
 def check_output(folder: Path) -> None:
@@ -34,13 +34,16 @@ def add_timeout(job: argparse.ArgumentParser) -> None:
         type=positive,
         default=TIMEOUT,
         metavar="SECONDS",
-        help="after which a measurement is given up (%(default)g)",
+        help="give a measurement up after so many seconds (%(default)g)",
     )
 
 
 def add_device(job: argparse.ArgumentParser) -> None:
     job.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU where there is one"
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="device to measure; auto: a GPU where there is one",
     )
 
 

@@ -30,23 +30,34 @@ SHOWN_PLANS = 6
 
 
 def add_arguments(job: argparse.ArgumentParser) -> None:
-    job.add_argument("--recipe", type=Path, default=Path("k400_l14_336_64f"), help="(%(default)s)")
-    job.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="of the recipe")
     job.add_argument(
-        "--classes", type=integer(1), default=400, help="where the recipe names none (%(default)s)"
+        "--recipe", type=Path, default=Path("k400_l14_336_64f"), help="recipe to count (%(default)s)"
+    )
+    job.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="change a field of the recipe; repeatable",
+    )
+    job.add_argument(
+        "--classes", type=integer(1), default=400, help="classes, where the recipe names none (%(default)s)"
     )
     job.add_argument(
         "--micro-batch", type=integer(1), help="clips of a forward pass (what `train` would choose)"
     )
-    job.add_argument("--recomputed-blocks", type=integer(0), metavar="N", help="of the backbone (the same)")
     job.add_argument(
-        "--ranks", type=integer(1), default=8, help="that share the optimiser state (%(default)s)"
+        "--recomputed-blocks", type=integer(0), metavar="N", help="blocks of the backbone (the same)"
     )
-    job.add_argument("--memory", type=positive, default=80.0, help="GiB of a GPU (%(default)g)")
+    job.add_argument("--memory", type=positive, default=80.0, help="memory of a GPU in GiB (%(default)g)")
     # Rates as measured on an H100 80GB HBM3: docs/performance.md, "2026-11-26: the first GPU".
-    job.add_argument("--tflops", type=positive, default=782.0, help="of matrix products (%(default)g)")
-    job.add_argument("--bandwidth", type=positive, default=2.98, help="of the memory, TB/s (%(default)g)")
-    job.add_argument("--peak", type=positive, default=989.0, help="TFLOP/s, for the MFU (%(default)g)")
+    job.add_argument("--tflops", type=positive, default=782.0, help="rate of matrix products (%(default)g)")
+    job.add_argument(
+        "--bandwidth", type=positive, default=2.98, help="rate of the memory in TB/s (%(default)g)"
+    )
+    job.add_argument(
+        "--peak", type=positive, default=989.0, help="TFLOP/s of the data sheet, for the MFU (%(default)g)"
+    )
     add_common(job, "budget")
 
 

@@ -16,8 +16,10 @@ HELP = "saving and loading, beside the rate of the disk"
 
 
 def add_arguments(job: argparse.ArgumentParser) -> None:
-    job.add_argument("--preset", choices=tuple(PRESETS), default="b16", help="(%(default)s)")
-    job.add_argument("--repeats", type=integer(1), default=3, help="rounds (%(default)s)")
+    job.add_argument(
+        "--preset", choices=tuple(PRESETS), default="b16", help="model whose state is saved (%(default)s)"
+    )
+    job.add_argument("--repeats", type=integer(1), default=3, help="number of rounds (%(default)s)")
     add_device(job)
     add_timeout(job)
     add_common(job, "checkpoint")

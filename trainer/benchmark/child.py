@@ -21,7 +21,7 @@ from typing import IO, Any
 from models import ModelError
 from pipelines.errors import DataError
 from pipelines.worker_pool import die_with
-from trainer.errors import UserError
+from trainer.errors import RunError, UserError
 
 TIMEOUT = 1800.0
 """Seconds after which a measurement is given up, if nothing else is said."""
@@ -40,7 +40,8 @@ def run_child(
 ) -> dict[str, Any]:
     """The result of a function of this package, called in a new process with so many threads.
 
-    Raises MeasurementError where it fails or takes longer than `timeout` seconds.
+    Raises RunError for a mistake of the user, MeasurementError where it fails otherwise or takes longer than
+    `timeout` seconds.
     """
     (result,) = run_children(function, [arguments], threads=threads, timeout=timeout)
     return result
@@ -93,7 +94,7 @@ def _wait(
     errors: Sequence[IO[str]],
     timeout: float,
 ) -> None:
-    """Return when all have ended well. Raises MeasurementError for those that fail first."""
+    """Return when all have ended well. Raises RunError for a user's mistake, else MeasurementError."""
     deadline = time.monotonic() + timeout
     while True:
         codes = [process.poll() for process in processes]
@@ -103,7 +104,7 @@ def _wait(
             if code == _MISTAKE
         ]
         if mistakes:  # the same for all ranks
-            raise MeasurementError(mistakes[0])
+            raise RunError(mistakes[0])
         failures = []
         for rank, code in enumerate(codes):
             if code:

@@ -21,7 +21,9 @@ LOADERS = (THIS_LOADER, "torchcodec", "torchcodec, uint8", "PyAV", "decord")
 
 
 def add_arguments(job: argparse.ArgumentParser) -> None:
-    job.add_argument("--frames", type=integer(1), action="append", help="of a clip; repeatable (8, 16)")
+    job.add_argument(
+        "--frames", type=integer(1), action="append", help="frames of a clip; repeatable (8, 16)"
+    )
     videos = job.add_mutually_exclusive_group()
     videos.add_argument(
         "--gop",
@@ -39,13 +41,15 @@ def add_arguments(job: argparse.ArgumentParser) -> None:
         "--footage",
         action="append",
         choices=tuple(FOOTAGES),
-        help=f"of the generated videos; repeatable (h264). Keyframe intervals without --gop: {kinds}",
+        help=f"kind of generated videos; repeatable (h264). Keyframe intervals without --gop: {kinds}",
     )
-    policy = "or none; repeatable (rand-m7-n4-mstd0.5-inc1)"
+    policy = "RandAugment, or none; repeatable (rand-m7-n4-mstd0.5-inc1)"
     job.add_argument("--rand-augment", action="append", metavar="POLICY", help=policy)
-    job.add_argument("--seconds", type=positive, default=15.0, help="of each measurement (%(default)s)")
-    job.add_argument("--repeats", type=integer(1), default=3, help="rounds (%(default)s)")
-    job.add_argument("--cores", type=integer(1), help="that each loader may use (all)")
+    job.add_argument(
+        "--seconds", type=positive, default=15.0, help="length of each measurement (%(default)s)"
+    )
+    job.add_argument("--repeats", type=integer(1), default=3, help="number of rounds (%(default)s)")
+    job.add_argument("--cores", type=integer(1), help="cores that each loader may use (all)")
     add_common(job, "pipeline")
 
 

@@ -5,16 +5,19 @@ A recipe is trained for some steps as `train` does, with tracking, without evalu
 
 import argparse
 import os
+import shutil
 import tempfile
-from contextlib import suppress
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from pipelines.arguments import integer
 from trainer.benchmark.arguments import add_common, add_timeout, positive
-from trainer.benchmark.child import run_child
+from trainer.benchmark.child import MeasurementError, run_child
 from trainer.benchmark.report import BenchmarkReport, ResultTable, interference
+from trainer.config.load import load_recipe
+from trainer.config.recipe_names import find_recipe
 from trainer.errors import RunError
 from trainer.monitoring.progress import show_progress
 
@@ -25,48 +28,64 @@ MODEL = ("forward", "loss", "backward", "optimiser")
 
 
 def add_arguments(job: argparse.ArgumentParser) -> None:
-    job.add_argument("--recipe", type=Path, default=Path("quickstart"), help="(%(default)s)")
-    job.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="of the recipe")
-    job.add_argument("--steps", type=integer(1), default=40, help="that count, each round (%(default)s)")
-    job.add_argument("--repeats", type=integer(1), default=2, help="rounds (%(default)s)")
-    job.add_argument("--loader-seconds", type=positive, default=5.0, help="of the loader alone (%(default)g)")
+    job.add_argument("--recipe", type=Path, default=Path("quickstart"), help="recipe to train (%(default)s)")
+    job.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="change a field of the recipe; repeatable",
+    )
+    steps = f"steps to measure in each round, after {WARM} that do not count (%(default)s)"
+    job.add_argument("--steps", type=integer(1), default=40, help=steps)
+    job.add_argument("--repeats", type=integer(1), default=2, help="number of rounds (%(default)s)")
+    alone = "measure the loader alone for so many seconds (%(default)g)"
+    job.add_argument("--loader-seconds", type=positive, default=5.0, metavar="SECONDS", help=alone)
     add_timeout(job)
     add_common(job, "train")
 
 
 def run(args: argparse.Namespace, report: BenchmarkReport) -> None:
-    """Trains in rounds, each in a process of its own.
+    """Trains in rounds, each in a process of its own, whose files are deleted unless it fails.
 
-    Raises MeasurementError where a training fails, and RunError where it ends too early.
+    Raises RecipeError for a recipe that is wrong, RunError for what `train` would refuse and for a training
+    that ends too early, MeasurementError where one fails otherwise.
     """
+    load_recipe(find_recipe(args.recipe), args.set)
     threads = len(os.sched_getaffinity(0))
     args.out.mkdir(parents=True, exist_ok=True)
     with show_progress("training") as progress:
         progress(0, args.repeats)
         for repeat in range(args.repeats):
-            # A new folder each time: one of that name may be a run of the user.
-            folder = tempfile.mkdtemp(prefix="train-", dir=args.out.absolute())
-            arguments = {
-                "recipe": str(args.recipe),
-                "settings": args.set,
-                "steps": args.steps + WARM + 1,
-                "warm": WARM,
-                "loader_seconds": args.loader_seconds,
-                "folder": folder,
-            }
-            try:
-                result = run_child("loop_task:measure_loop", arguments, threads=threads, timeout=args.timeout)
-            finally:
-                with suppress(OSError):  # it has files
-                    os.rmdir(folder)
-            if not result["steps"]:
-                raise RunError(
-                    f"the training ended within the {WARM + 1} steps that do not count: leave "
-                    "optimisation.steps out of --set, and give the steps to measure with --steps"
-                )
-            report.measurements.append(result)
+            report.measurements.append(_train(args, threads))
             report.tables = [make_table(report.measurements, str(args.recipe))]
             progress(repeat + 1, args.repeats)
+
+
+def _train(args: argparse.Namespace, threads: int) -> dict[str, Any]:
+    # A new folder: one of another name may be a run of the user.
+    folder = Path(tempfile.mkdtemp(prefix="train-", dir=args.out.absolute()))
+    arguments = {
+        "recipe": str(args.recipe),
+        "settings": args.set,
+        "steps": args.steps + WARM + 1,
+        "warm": WARM,
+        "loader_seconds": args.loader_seconds,
+        "folder": str(folder),
+    }
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        try:
+            result = run_child("loop_task:measure_loop", arguments, threads=threads, timeout=args.timeout)
+        except MeasurementError as error:
+            stack.pop_all()
+            raise MeasurementError(f"{error}. The files of this training are in {folder}") from error
+    if not result["steps"]:
+        raise RunError(
+            f"the training ended within the {WARM + 1} steps that do not count: leave "
+            "optimisation.steps out of --set, and give the steps to measure with --steps"
+        )
+    return result
 
 
 def make_table(rounds: list[dict[str, Any]], recipe: str) -> ResultTable:

@@ -1,7 +1,6 @@
 """Trains a recipe for some steps and times the parts of the loop: `measure_loop`, in a process of its own."""
 
 import functools
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -129,7 +128,6 @@ def measure_loop(
     Trainer.train_step, Trainer.fit = timed_step, timed_fit  # type: ignore[method-assign]
     train(loaded, out / "run", "never")
     timer.finish()
-    shutil.rmtree(out / "run" / "checkpoints", ignore_errors=True)
     # The first entry is what lies before the first step; the last step has no next one that closes it.
     return {**result, "steps": timer.steps[1 + warm :]}
 

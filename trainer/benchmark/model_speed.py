@@ -67,20 +67,23 @@ DEFAULT = ("scene", "temporal", "frozen")
 
 def add_arguments(job: argparse.ArgumentParser) -> None:
     job.add_argument(
-        "--form", action="append", choices=tuple(ON_CPU), help=f"repeatable ({', '.join(DEFAULT)})"
+        "--form",
+        action="append",
+        choices=tuple(ON_CPU),
+        help=f"form to measure; repeatable ({', '.join(DEFAULT)})",
     )
-    job.add_argument("--frames", type=integer(1), help="of a clip, for all forms (8, 16; frozen on a CPU 2)")
+    job.add_argument("--frames", type=integer(1), help="frames of a clip (8, 16; frozen on a CPU 2)")
     job.add_argument("--batch", type=integer(1), help="clips of a step, for all forms (1 on a CPU)")
     job.add_argument("--compile", action="store_true", help="measure this model compiled, too (fp32 or bf16)")
     job.add_argument(
         "--seconds",
         type=positive,
         default=4.0,
-        help="of forward passes and of steps, each time (%(default)g)",
+        help="repeat forward passes, then steps, for so many seconds each (%(default)g)",
     )
-    job.add_argument("--repeats", type=integer(1), default=2, help="rounds (%(default)s)")
+    job.add_argument("--repeats", type=integer(1), default=2, help="number of rounds (%(default)s)")
     cores = len(os.sched_getaffinity(0))
-    job.add_argument("--threads", type=integer(1, cores), help="of a CPU (all cores)")
+    job.add_argument("--threads", type=integer(1, cores), help="threads on a CPU (all cores)")
     add_device(job)
     add_timeout(job)
     add_common(job, "model")

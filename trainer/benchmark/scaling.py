@@ -22,12 +22,16 @@ HELP = "clips per second of several ranks, and their efficiency"
 
 
 def add_arguments(job: argparse.ArgumentParser) -> None:
-    job.add_argument("--ranks", type=integer(1, 64), action="append", help="repeatable (1, 2, 4)")
-    job.add_argument("--preset", choices=tuple(PRESETS), default="tiny", help="(%(default)s)")
-    job.add_argument("--frames", type=integer(1), default=8, help="of a clip (%(default)s)")
+    job.add_argument(
+        "--ranks", type=integer(1, 64), action="append", help="number of ranks; repeatable (1, 2, 4)"
+    )
+    job.add_argument("--preset", choices=tuple(PRESETS), default="tiny", help="model to train (%(default)s)")
+    job.add_argument("--frames", type=integer(1), default=8, help="frames of a clip (%(default)s)")
     job.add_argument("--batch", type=integer(1), default=8, help="clips of a rank (%(default)s)")
-    job.add_argument("--steps", type=integer(1), default=20, help="that count (%(default)s)")
-    job.add_argument("--repeats", type=integer(1), default=3, help="rounds (%(default)s)")
+    job.add_argument(
+        "--steps", type=integer(1), default=20, help="steps to measure in each round (%(default)s)"
+    )
+    job.add_argument("--repeats", type=integer(1), default=3, help="number of rounds (%(default)s)")
     add_device(job)
     add_timeout(job)
     add_common(job, "scale")

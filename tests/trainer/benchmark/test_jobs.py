@@ -23,7 +23,7 @@ from trainer.benchmark.child import MeasurementError, run_child
 from trainer.benchmark.loop_task import PHASES
 from trainer.benchmark.scaling import make_table
 from trainer.benchmark.timing import OtherPrograms
-from trainer.errors import RecipeError, RunError
+from trainer.errors import RecipeError, RunError, UserError
 
 
 def job(folder: Path, *arguments: str) -> dict:
@@ -116,7 +116,22 @@ def test_train_adds_up_to_the_whole_step(tmp_path, motion_set_settings):
         assert parts <= step["step"]["seconds"]
     assert measured["alone"] > 0 and measured["loader"]["decode"] > 0
     assert "Overhead, all but forward" in content["tables"][0]["notes"][0]
-    assert not list(tmp_path.rglob("step-*"))  # that of the end is deleted
+    assert [path.name for path in tmp_path.glob("train-*")] == ["train-0"]  # that of the round is deleted
+
+
+def test_train_refuses_what_train_refuses_with_the_same_message(tmp_path):
+    def refusal(*settings: str) -> str:
+        words = [word for setting in settings for word in ("--set", setting)]
+        with pytest.raises(UserError) as caught:
+            bench.run(bench.parse(["train", "--out", str(tmp_path / "bench"), *words]))
+        return str(caught.value)
+
+    assert "optimisation.no_field" in refusal("optimisation.no_field=1")
+    assert not (tmp_path / "bench").exists()  # no process was started
+    missing = tmp_path / "train.arrow"
+    message = refusal("data.embedded=null", f"data.train={missing}", "engine.device=cpu")
+    assert str(missing) in message and "Error" not in message and "code" not in message
+    assert not list((tmp_path / "bench").iterdir())
 
 
 @pytest.fixture
