@@ -49,6 +49,9 @@ def add_arguments(job: argparse.ArgumentParser) -> None:
     job.add_argument(
         "--recomputed-blocks", type=integer(0), metavar="N", help="blocks of the backbone (the same)"
     )
+    job.add_argument(
+        "--ranks", type=integer(1), default=8, help="ranks that share the optimiser state (%(default)s)"
+    )
     job.add_argument("--memory", type=positive, default=80.0, help="memory of a GPU in GiB (%(default)g)")
     # Rates as measured on an H100 80GB HBM3: docs/performance.md, "2026-11-26: the first GPU".
     job.add_argument("--tflops", type=positive, default=782.0, help="rate of matrix products (%(default)g)")
