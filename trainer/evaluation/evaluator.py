@@ -168,7 +168,7 @@ class Evaluator:
             StopRequest(announce=self._is_main, job_end=find_job_end(), margin=lambda: TIME_TO_LEAVE)
         )
         forward = self._forward()
-        at_once = views_at_once(target.weights.model.config, environment.device, target.precision)
+        views_per_pass = views_at_once(target.weights.model.config, environment.device, target.precision)
         gatherer = ScoreGatherer(target.dataset, target.batch, len(target.names), first)
         started = last_write = time.monotonic()
         done, rest = 0, videos - first
@@ -178,7 +178,7 @@ class Evaluator:
         ):
             for number, batch in enumerate(loader, start=first_batch + 1):
                 scores = view_scores(
-                    forward, batch.clips, at_once, reduce_by="Lower --batch, --clips or --crops"
+                    forward, batch.clips, views_per_pass, reduce_by="Lower --batch, --clips or --crops"
                 )
                 gatherer.add(batch, scores)
                 done = min(number * at_once, videos) - first
@@ -264,6 +264,11 @@ class Evaluator:
             self._on_main(partial(merge, number))
 
         def conclude() -> None:
+            if self._folder.done != len(target.dataset):
+                raise RunError(
+                    f"{self._folder.path} has the scores of {self._folder.done:,} of {len(target.dataset):,} "
+                    "videos: was a part deleted meanwhile? The same command evaluates the rest"
+                )
             file.close(whole=True)
             write_report(
                 self._folder,
