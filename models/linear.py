@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.fp8 import fp8_linear
+
 # Multiply-accumulates; with fewer, oneDNN takes longer to prepare than it saves: docs/performance.md, "the
 # model's step, experiments".
 _ENOUGH_WORK = 2**22
@@ -31,6 +33,7 @@ def linear(
     *,
     scale: float = 1.0,
     origin: Origin | None = None,
+    fp8: bool = False,
 ) -> Tensor:
     """`scale * x @ weight.T + bias`: ... I, O I, O -> ... O.
 
@@ -38,8 +41,11 @@ def linear(
     `has_faster_onednn` the three products are oneDNN's. Compiled and exported graphs get the plain
     operations, and so does a GPU without an origin: a recomputed block then stops before its last product.
 
-    origin: where given, x is not kept for the backward, but computed again.
+    origin: where given, x is not kept for the backward, but computed again. fp8: whether the products are in
+    FP8, see `fp8_linear`.
     """
+    if fp8:
+        return _fp8(x, weight, bias, scale, origin)
     if torch.compiler.is_compiling():
         return F.linear(x, weight if scale == 1.0 else weight * scale, bias)
     kind = x.device.type
@@ -54,11 +60,22 @@ def linear(
     return result
 
 
+def _fp8(x: Tensor, weight: Tensor, bias: Tensor | None, scale: float, origin: Origin | None) -> Tensor:
+    kind = x.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        x = x.to(torch.get_autocast_dtype(kind))  # the weight is rounded from float32
+    if origin is None or torch.compiler.is_compiling():
+        return fp8_linear(x, weight, bias, scale=scale)
+    return fp8_linear(x, weight, bias, scale=scale, compute=origin.compute, source=origin.source)
+
+
 class Linear(nn.Linear):
-    """`nn.Linear`, computed by `linear`."""
+    """`nn.Linear`, computed by `linear`; in training with products in FP8, where `use_fp8` says so."""
+
+    fp8 = False
 
     def forward(self, x: Tensor, origin: Origin | None = None) -> Tensor:  # ... I -> ... O
-        return linear(x, self.weight, self.bias, origin=origin)
+        return linear(x, self.weight, self.bias, origin=origin, fp8=self.fp8 and self.training)
 
 
 class _Linear(torch.autograd.Function):

@@ -109,6 +109,18 @@ class LocalUniBlock(MaskedBlock):
         return torch.cat([class_token, patches + positions], dim=2)
 
 
+def use_fp8(model: nn.Module) -> None:
+    """Computes the linear layers of the backbone's blocks with products in FP8, in training.
+
+    These are the QKV projections, the attention's outputs and the MLPs. Embeddings, norms, attention, local
+    parts, global blocks and head stay as they are, and so does evaluation.
+    """
+    for block in model.modules():
+        if isinstance(block, LocalUniBlock):
+            for layer in (block.attention.qkv, block.attention.out, block.mlp.expand, block.mlp.contract):
+                layer.fp8 = True
+
+
 def _zero_dpe(width: int) -> DepthwiseConv3d:
     """A zero-initialised DPE, with which a new model computes the same as its image ViT."""
     dpe = DepthwiseConv3d(width)

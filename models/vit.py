@@ -122,7 +122,8 @@ class ScaledLinear(Linear):
 
     def forward(self, x: Tensor, origin: Origin | None = None) -> Tensor:
         bias = self.bias if self.bias_scale == 1.0 else self.bias * self.bias_scale
-        return linear(x, self.weight, bias, scale=self.scale, origin=origin)
+        is_fp8 = self.fp8 and self.training
+        return linear(x, self.weight, bias, scale=self.scale, origin=origin, fp8=is_fp8)
 
 
 class Mlp(nn.Module):

@@ -218,6 +218,8 @@ class Builder:
     def _skipped_steps(self) -> SkippedSteps:
         # A change of precision is a remedy, after which the count starts at 0.
         settings = {**self.start.settings, "engine.precision": self.recipe.engine.precision}
+        if self.recipe.engine.fp8:
+            settings["engine.fp8"] = True
         is_main = self.environment.is_main
         return SkippedSteps(
             self.recipe.optimisation.skipped_steps,

@@ -51,7 +51,7 @@ from trainer.setup.start_checks import (
     short_side_notes,
 )
 from trainer.setup.starting_weights import plan_starting_weights
-from trainer.system.device import choose_precision
+from trainer.system.device import check_fp8, choose_precision
 from trainer.system.formatting import format_gmacs
 
 T = TypeVar("T")
@@ -96,6 +96,8 @@ def check(
     problems.attempt(lambda: check_run_dir(folder))
     problems.attempt(lambda: check_resume(folder, resume))
     problems.attempt(lambda: check_embedded(recipe))
+    if recipe.engine.fp8 and recipe.engine.device != "cpu" and ranks is None and torch.cuda.is_available():
+        problems.attempt(lambda: check_fp8(torch.device("cuda", 0)))
     available, whose = _available_memory(recipe, ranks)
     asked, ranks = ranks, ranks or max(1, torch.cuda.device_count())
     absent = [(name, path) for name, path in recipe.data.manifest_fields if not path.exists()]

@@ -38,7 +38,7 @@ from trainer.resume import Start, find_start
 from trainer.setup.embedded_data import render_missing
 from trainer.setup.preparation import Preparation, check_decoder, prepare
 from trainer.setup.start_checks import check_resume, check_run_dir, check_tracking, check_videos
-from trainer.system.device import set_device, set_numerics
+from trainer.system.device import check_fp8, set_device, set_numerics
 from trainer.tracking.mlflow_tracker import Status
 from trainer.tracking.run_reference import archive_tracking
 from trainer.trainer import Trainer
@@ -147,6 +147,8 @@ class Run:
         """Run the checks that need no model, and open the manifests. Collective."""
         recipe = self.recipe
         run_on_all_ranks(self._check_place)
+        if recipe.engine.fp8:
+            run_on_all_ranks(lambda: check_fp8(self.environment.device))
         memory = find_available_memory(self.environment)
         node_copy = recipe.data.node_copy
         paths = [path for _, path in recipe.data.manifest_fields]

@@ -73,7 +73,7 @@ def run(args: argparse.Namespace, report: BenchmarkReport) -> None:
     from trainer.config.recipe_names import find_recipe
     from trainer.engine.batch_plan import choose_batch_plan
     from trainer.engine.memory_estimate import AvailableMemory
-    from trainer.engine.step_kernels import Device
+    from trainer.engine.step_kernels import FP8_FACTOR, Device
     from trainer.setup.preparation import model_config
 
     recipe = load_recipe(find_recipe(args.recipe), args.set)
@@ -83,7 +83,8 @@ def run(args: argparse.Namespace, report: BenchmarkReport) -> None:
     batch = args.micro_batch or chosen.micro_batch
     recomputed = chosen.recomputed_blocks if args.recomputed_blocks is None else args.recomputed_blocks
     dataclasses.replace(config, recomputed_blocks=recomputed)  # raises ModelError for too many
-    device = Device(1e12 * args.tflops, 1e12 * args.bandwidth, 1e12 * args.peak)
+    flops = 1e12 * args.tflops
+    device = Device(flops, 1e12 * args.bandwidth, 1e12 * args.peak, fp8=flops * FP8_FACTOR)
     budget = Budget(recipe, config, device, args.ranks)
     report.tables.append(budget.table_of_kinds(budget.step(batch, recomputed), recomputed))
     changes = budget.changes(batch, recomputed)
@@ -124,16 +125,26 @@ class Budget:
 
         self.recipe, self.config, self.device, self.ranks = recipe, config, device, ranks
         self._memory = MemoryModel.of(recipe, config, ranks=ranks, precision="bf16", kind="cuda")
-        self._steps: dict[tuple[int, int, bool], StepKernels] = {}
+        self._steps: dict[tuple[int, int, bool, bool], StepKernels] = {}
 
-    def step(self, batch: int, recomputed: int, *, compiled: bool = False) -> "StepKernels":
+    def step(
+        self, batch: int, recomputed: int, *, compiled: bool = False, fp8: bool | None = None
+    ) -> "StepKernels":
+        """fp8: None is as the recipe has it."""
         from trainer.engine.step_kernels import record_step
 
-        key = batch, recomputed, compiled
+        fp8 = self.recipe.engine.fp8 if fp8 is None else fp8
+        key = batch, recomputed, compiled, fp8
         if key not in self._steps:
             config = dataclasses.replace(self.config, recomputed_blocks=recomputed)
-            self._steps[key] = record_step(config, batch, compiled=compiled, ranks=self.ranks)
+            self._steps[key] = record_step(config, batch, compiled=compiled, ranks=self.ranks, fp8=fp8)
         return self._steps[key]
+
+    @property
+    def fits_fp8(self) -> bool:
+        from models.fp8 import MULTIPLE
+
+        return self.config.width % MULTIPLE == 0 == self.config.mlp_width % MULTIPLE
 
     def accumulation(self, batch: int) -> int:
         return max(1, self.recipe.optimisation.global_batch // (self.ranks * batch))
@@ -199,6 +210,9 @@ class Budget:
                         compiled=True,
                     ),
                 ]
+        if not self.recipe.engine.fp8 and self.fits_fp8:
+            step = self.step(batch, 0, compiled=True, fp8=True)
+            found.append(self.plan("nothing recomputed, products in FP8, compiled", step, 0, compiled=True))
         products = [kernel for kernel in none.kernels if kernel.flops]
         bound = StepKernels(batch, products, none.update)
         found.append(self.plan("bound: products, attention and update alone", bound, 0, has_estimate=False))
@@ -212,7 +226,8 @@ class Budget:
         possible = possible_plans(self.recipe, self.config, self.ranks, precision="bf16", available=available)
         stage = self.recipe.engine.zero_stage
         stages = possible.stages if stage == "auto" else [max(stage, possible.stages[0])]
-        cost = StepCost(self._memory, self.recipe.optimisation.global_batch // self.ranks, self.device)
+        share, fp8 = self.recipe.optimisation.global_batch // self.ranks, self.recipe.engine.fp8
+        cost = StepCost(self._memory, share, fp8, self.device)
         blocks = [0] if self.config.frozen_backbone else possible.blocks
         timed = {
             plan: cost.seconds_per_clip(*plan)

@@ -345,6 +345,12 @@ class EngineSection(Section):
     compile: bool = False
     """Compile the model with `torch.compile`, as one graph; not with ZeRO stage 3."""
 
+    fp8: bool = False
+    """In training, compute the linear layers of the backbone's blocks with products in FP8: e4m3 for
+    activations and weights, e5m2 for gradients, each tensor with a scale of its own. Weights stay what
+    `precision` makes them. Needs a GPU of compute capability 8.9 or newer; a CPU computes the same, more
+    slowly. It saves time with `compile` only: otherwise rounding takes kernels of its own."""
+
     deterministic: bool = False
     """Compute the same bits each time on a GPU, so that a resumed run equals an uninterrupted one bit for
     bit; slower. A CPU always does."""

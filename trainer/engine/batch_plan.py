@@ -78,7 +78,7 @@ def choose_batch_plan(
     candidates = _candidates(choices)
     if not candidates:
         raise RunError(_nothing_fits(choices, possible))
-    ranked = _ranked(candidates, StepCost(choices.memory, share))
+    ranked = _ranked(candidates, StepCost(choices.memory, share, fp8=engine.fp8))
     found, _ = ranked[0]
     stage, size, recomputed = found
     if engine.micro_batch == "auto":

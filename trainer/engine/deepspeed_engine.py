@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from models.batch_norm import convert_batch_norm
+from models.local_block import use_fp8
 from trainer.config.schema import Recipe
 from trainer.distributed.async_copy import AsyncCopy
 from trainer.distributed.environment import Environment
@@ -45,6 +46,8 @@ class Engine:
         self._in_step = False  # whether a forward pass of a step has run, and its update has not
         self._pending: AsyncCopy | None = None  # whether the gradient of the last step was finite
         self._changed: bool | None = None  # whether the last step changed the weights
+        if recipe.engine.fp8:
+            use_fp8(model)
         deepspeed = import_deepspeed(environment.device)
         # Before the parameters are partitioned.
         model = convert_batch_norm(model, environment.device, compiled=recipe.engine.compile)

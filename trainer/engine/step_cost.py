@@ -10,16 +10,17 @@ import torch
 from models import UniFormerV2Config
 from models.config import OUTSIDE_BLOCKS
 from trainer.engine.memory_estimate import MemoryModel
-from trainer.engine.step_kernels import Device, Kernel, record_step, update_kernel
+from trainer.engine.step_kernels import FP8_PRODUCTS, Device, Kernel, record_step, update_kernel
 
-ANY_BATCH = 1_000_003
-"""A prime number of clips, larger than any number of a model's config: only what is proportional to the clips
-is a multiple of it."""
+_PRIME = 1_000_003
+"""Larger than any number of a model's config: only what is proportional to the clips is a multiple of it."""
+ANY_BATCH = 16 * _PRIME
+"""Clips. The rows of products in FP8, padded to a multiple of 16, are the clips' then, too."""
 
 _H100 = Device()
 _FP32_FLOPS = 51e12
 """Of an H100 without TF32: docs/performance.md, "2026-11-26: the first GPU"."""
-_CPU = Device(flops=200e9, bandwidth=20e9, least=0.0, launch=5e-6)
+_CPU = Device(flops=200e9, bandwidth=20e9, least=0.0, launch=5e-6, fp8=100e9)
 _EXCHANGE = {"cuda": 50e9, "cpu": 5e9}
 """Bytes per second that a rank exchanges with the others, by kind of device. Assumed: a network adapter of
 400 Gbit/s for each GPU. Inside a node they are faster."""
@@ -38,6 +39,8 @@ class StepCost:
     """Whose model, ranks, precision, kind of device and compilation these are."""
     clips: int
     """Of a rank in each optimiser step."""
+    fp8: bool = False
+    """Whether the blocks' linear layers have products in FP8."""
     device: Device | None = None
     """What to calculate with; None is by the kind of device and the precision."""
 
@@ -121,15 +124,16 @@ class StepCost:
         return self._record(replace(config, depth=count, recomputed_blocks=recomputed, **changed))
 
     def _record(self, config: UniFormerV2Config) -> "_Kernels":
-        return _record(config, self._dtype, self.memory.compiled)
+        return _record(config, self._dtype, self.memory.compiled, self.fp8)
 
 
 @dataclass(frozen=True, eq=False)
 class _Kernels:
     """The kernels of a micro-batch of any size. Hashed by identity."""
 
-    work: tuple[tuple[int, int, int, int], ...]
-    """Of each: its FLOPs, those of each clip, its bytes, those of each clip."""
+    work: tuple[tuple[bool, int, int, int, int], ...]
+    """Of each: whether it is a product in FP8; its FLOPs, those of each clip, its bytes, those of each
+    clip."""
 
     @classmethod
     def of(cls, kernels: Sequence[Kernel]) -> "_Kernels":
@@ -137,22 +141,25 @@ class _Kernels:
         work = []
         for kernel in kernels:
             sizes = [*kernel.read.values(), *kernel.written.values()]
-            each = sum(size // ANY_BATCH for size in sizes if size % ANY_BATCH == 0)
-            fixed = sum(size for size in sizes if size % ANY_BATCH)
-            flops, other = divmod(kernel.flops, ANY_BATCH)
-            work.append((0, flops, fixed, each) if other == 0 else (kernel.flops, 0, fixed, each))
+            each = sum(size for size in sizes if size % _PRIME == 0) // ANY_BATCH
+            fixed = sum(size for size in sizes if size % _PRIME)
+            flops, more = (kernel.flops, 0) if kernel.flops % _PRIME else (0, kernel.flops // ANY_BATCH)
+            work.append((kernel.kind == FP8_PRODUCTS, flops, more, fixed, each))
         return cls(tuple(work))
 
     @lru_cache(maxsize=4096)  # noqa: B019 -- `_record` keeps at most 64 of them
     def seconds(self, device: Device, clips: int) -> float:
         return sum(
             max(
-                (flops + clips * more) / device.flops, (fixed + clips * each) / device.bandwidth, device.least
+                (flops + clips * more) / (device.fp8 if is_fp8 else device.flops),
+                (fixed + clips * each) / device.bandwidth,
+                device.least,
             )
-            for flops, more, fixed, each in self.work
+            for is_fp8, flops, more, fixed, each in self.work
         )
 
 
 @lru_cache(maxsize=64)
-def _record(config: UniFormerV2Config, dtype: torch.dtype, compiled: bool) -> _Kernels:
-    return _Kernels.of(record_step(config, ANY_BATCH, dtype=dtype, compiled=compiled).kernels)
+def _record(config: UniFormerV2Config, dtype: torch.dtype, compiled: bool, fp8: bool) -> _Kernels:
+    step = record_step(config, ANY_BATCH, dtype=dtype, compiled=compiled, fp8=fp8)
+    return _Kernels.of(step.kernels)

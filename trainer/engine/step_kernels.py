@@ -20,16 +20,17 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from models import UniFormerV2, UniFormerV2Config
-from models.local_block import LocalUniBlock
+from models.local_block import LocalUniBlock, use_fp8
 
 PRODUCTS, ATTENTION, CONVOLUTIONS = "matrix products", "attention", "depthwise convolutions"
+FP8_PRODUCTS = "matrix products in FP8"
 NORMS, COPIES, REDUCTIONS, ELEMENTWISE = "norms and softmax", "copies and casts", "sums", "elementwise"
 FUSED = "fused elementwise, norms and copies"
 OPTIMISER = "optimiser"
-_ALONE = (PRODUCTS, ATTENTION, CONVOLUTIONS, OPTIMISER)
+_ALONE = (PRODUCTS, FP8_PRODUCTS, ATTENTION, CONVOLUTIONS, OPTIMISER)
 """Kinds that the compiler leaves kernels of their own."""
 _KINDS = {
-    "mm": PRODUCTS, "addmm": PRODUCTS, "bmm": PRODUCTS, "baddbmm": PRODUCTS,
+    "_scaled_mm": FP8_PRODUCTS, "mm": PRODUCTS, "addmm": PRODUCTS, "bmm": PRODUCTS, "baddbmm": PRODUCTS,
     "_scaled_dot_product_flash_attention": ATTENTION,
     "_scaled_dot_product_flash_attention_backward": ATTENTION,
     "_scaled_dot_product_efficient_attention": ATTENTION,
@@ -63,6 +64,10 @@ class Kernel:
         return sum(self.read.values()) + sum(self.written.values())
 
 
+FP8_FACTOR = 1979 / 989
+"""The data sheet's rate of an H100's products in FP8, by that in bf16."""
+
+
 @dataclass(frozen=True)
 class Device:
     """What the kernels run on."""
@@ -78,10 +83,13 @@ class Device:
     """Seconds of the shortest kernel; assumed, not measured."""
     launch: float = 10e-6
     """Seconds that the host takes to start a kernel, while the device computes; assumed, not measured."""
+    fp8: float = 782e12 * FP8_FACTOR
+    """FLOP per second of products in FP8; assumed, not measured."""
 
     def seconds(self, kernel: Kernel) -> float:
         """The time of a kernel: of its products or of its memory traffic, whichever takes longer."""
-        return max(kernel.flops / self.flops, kernel.bytes / self.bandwidth, self.least)
+        rate = self.fp8 if kernel.kind == FP8_PRODUCTS else self.flops
+        return max(kernel.flops / rate, kernel.bytes / self.bandwidth, self.least)
 
 
 @dataclass(frozen=True)
@@ -252,6 +260,7 @@ def record_step(
     dtype: torch.dtype = torch.bfloat16,
     compiled: bool = False,
     ranks: int = 1,
+    fp8: bool = False,
 ) -> StepKernels:
     """The kernels of a training step in bf16 with master weights in float32, or in float32.
 
@@ -264,11 +273,18 @@ def record_step(
         clips = torch.empty(batch, 3, config.frames, side, side, dtype=dtype)
         keys = torch.empty(batch, dtype=torch.int64)
         labels = torch.empty(batch, dtype=torch.int64)
+    if fp8:
+        use_fp8(model)
     if compiled:  # `linear` computes no inputs again there
         for block in model.blocks:
             assert isinstance(block, LocalUniBlock)
             block.recomputes_inputs = False
-    with KernelRecorder() as recorder, patch.object(F, "scaled_dot_product_attention", _fused_attention):
+    # DeepSpeed replaces `F.linear` for the rest of a process when it partitions weights (stage 3).
+    with (
+        KernelRecorder() as recorder,
+        patch.object(F, "linear", torch._C._nn.linear),
+        patch.object(F, "scaled_dot_product_attention", _fused_attention),
+    ):
         F.cross_entropy(model(clips, keys).float(), labels).backward()
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     element = dtype.itemsize

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from models import UniFormerV2Config, build_config
+from models.fp8 import MULTIPLE
 from pipelines.augment.flip_labels import mirrored_classes
 from pipelines.augment.mixing import MixingSpec
 from pipelines.augment.params import TrainClipSpec, ViewSpec
@@ -133,6 +134,13 @@ def model_config(recipe: Recipe, data_classes: int, recomputed_blocks: int = 0) 
             f"augmentation.max_short_side: {short_side} is less than the model's resolution, "
             f"{config.resolution}; set it to {config.resolution} or more, or to null"
         )
+    if recipe.engine.fp8:
+        for name, size in (("width", config.width), ("width x mlp_ratio", config.mlp_width)):
+            if size % MULTIPLE:
+                raise RecipeError(
+                    f"engine.fp8: the model's {name} is {size}, and products in FP8 need multiples of "
+                    f"{MULTIPLE}; change it in model.overrides, or set engine.fp8 to false"
+                )
     return config
 
 

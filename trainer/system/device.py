@@ -13,6 +13,9 @@ from trainer.errors import RunError
 Precision = Literal["fp32", "bf16", "autocast"]
 """`bf16`: of weights in bf16. `autocast`: bf16 products of weights in float32. `fp32`."""
 
+FP8_CAPABILITY = 8, 9
+"""The first compute capability with products in FP8."""
+
 
 def set_device(device: torch.device) -> None:
     """Make this GPU the process's current one; nothing for a CPU. Raises RunError where it cannot be used."""
@@ -54,6 +57,22 @@ def choose_precision(wanted: str, device: torch.device) -> Precision:
             "engine.precision bf16 needs a GPU; on a CPU use fp32 (fast) or autocast (bf16 products)"
         )
     return wanted  # type: ignore[return-value]
+
+
+def check_fp8(device: torch.device) -> None:
+    """Raises RunError for a GPU that does not multiply in FP8."""
+    if device.type != "cuda":
+        return
+    found = torch.cuda.get_device_capability(device)
+    if found < FP8_CAPABILITY:
+        raise RunError(
+            f"engine.fp8 needs a GPU of compute capability {_version(FP8_CAPABILITY)} or newer (Ada, Hopper, "
+            f"Blackwell); this {torch.cuda.get_device_name(device)} has {_version(found)}: set it to false"
+        )
+
+
+def _version(capability: tuple[int, int]) -> str:
+    return ".".join(map(str, capability))
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import gc
 import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +40,14 @@ class Case:
     form: str = "scene"
     zero_stage: int = 1
     compile: bool = False
+    fp8: bool = False
 
     @property
     def name(self) -> str:
         parts = [f"{self.preset} {self.form}, {self.frames} frames, batch {self.batch}"]
         parts += [f"{self.recomputed} blocks recomputed"] * (self.recomputed > 0)
         parts += [f"ZeRO {self.zero_stage}"] * (self.zero_stage != 1) + ["compiled"] * self.compile
+        parts += ["FP8"] * self.fp8
         return ", ".join(parts)
 
 
@@ -72,6 +74,10 @@ COMPILED_ON_GPU = (
     Case("b16", 8, 32, recomputed=12),
     Case("b16", 8, 32, recomputed=12, compile=True),
 )
+FP8_ON_GPU, FP8_ON_CPU = Case("b16", 8, 32, compile=True), Case("tiny", 4, 2)
+FP8_STEPS = 20
+MOST_BESIDE_FP8 = 0.05
+"""Of the first loss, between the losses with and without FP8. Assumed, not measured on a GPU."""
 COMPARED = {"cuda": Case("b16", 8, 4), "cpu": Case("tiny", 4, 2)}
 MOST_DIFFERENT = {"cuda": 0.05, "cpu": 1e-5}
 """Between the gradients with and without recomputation, relative; in bf16 on a GPU, so with its rounding."""
@@ -129,10 +135,28 @@ def measure_compiled(task: VerificationTask) -> None:
         attempt(task, case)
 
 
-def attempt(task: VerificationTask, case: Case) -> None:
-    """Measure one case; an exception is reported as a failed check."""
+def compare_fp8(task: VerificationTask) -> None:
+    """Measures steps with products in FP8 and without, and compares their losses on one batch."""
+    plain = FP8_ON_GPU if task.gpu else FP8_ON_CPU
+    losses = attempt(task, plain, steps=FP8_STEPS)
+    rounded = attempt(task, replace(plain, fp8=True), steps=FP8_STEPS)
+    if not losses or not rounded:
+        return
+    differences = [abs(one - other) / losses[0] for one, other in zip(losses, rounded, strict=True)]
+    task.report.check(
+        f"{plain.name}: losses of {FP8_STEPS} steps with FP8 and without",
+        max(differences) <= MOST_BESIDE_FP8,
+        f"{losses[0]:.4f} to {losses[-1]:.4f} without, {rounded[0]:.4f} to {rounded[-1]:.4f} with, at most "
+        f"{100 * max(differences):.2g} % of the first apart",
+        f"at most {MOST_BESIDE_FP8:.0%}",
+    )
+
+
+def attempt(task: VerificationTask, case: Case, steps: int = WARM + TIMED) -> list[float]:
+    """Measure one case, and return its losses; an exception is reported as a failed check."""
+    losses: list[float] = []
     try:
-        measure_case(task, case)
+        losses = measure_case(task, case, steps)
     except Exception as error:
         traceback.print_exc()
         text = " ".join(str(error).split())[:300]
@@ -140,10 +164,11 @@ def attempt(task: VerificationTask, case: Case) -> None:
     gc.collect()
     if task.gpu:
         torch.cuda.empty_cache()
+    return losses
 
 
-def measure_case(task: VerificationTask, case: Case) -> None:
-    """Measures time and memory of one case's steps."""
+def measure_case(task: VerificationTask, case: Case, steps: int) -> list[float]:
+    """Measures time and memory of one case's steps. Returns the losses of so many, most of them timed."""
     before = torch.cuda.memory_allocated(task.device) if task.gpu else 0  # left by earlier cases
     trained = TrainingCase(task, case)
     began = time.perf_counter()
@@ -165,20 +190,25 @@ def measure_case(task: VerificationTask, case: Case) -> None:
         text += f", MFU {100 * flops / peak:.1f} %"
     if case.compile:
         text += f", compiled in {warming:.0f} s"
+    peak_bytes = torch.cuda.max_memory_allocated(task.device) if task.gpu else 0
+    for _ in range(steps - WARM - TIMED):
+        trained.step()
+    losses += trained.losses() if steps > WARM + TIMED else []
     finite = all(loss == loss and abs(loss) < 100 for loss in losses)
     task.report.check(case.name, finite, text, "trains; losses are finite")
     if task.gpu:
-        held = torch.cuda.max_memory_allocated(task.device) - before
+        held = peak_bytes - before
         reserved = torch.cuda.max_memory_reserved(task.device)
         expected = trained.expected_bytes()
         ratio = expected / held
         task.report.check(
             f"{case.name}: memory",
-            case.compile or ESTIMATE[0] <= ratio <= ESTIMATE[1],
+            case.compile or case.fp8 or ESTIMATE[0] <= ratio <= ESTIMATE[1],
             f"{held / GIB:.2f} GiB allocated ({before / GIB:.2f} before), {reserved / GIB:.2f} reserved, "
             f"{expected / GIB:.2f} expected ({ratio:.2f})",
             f"expected {ESTIMATE[0]} to {ESTIMATE[1]} times what was allocated",
         )
+    return losses
 
 
 class TrainingCase:
@@ -194,6 +224,7 @@ class TrainingCase:
                 f"engine.device={kind}",
                 f"engine.precision={precision}",
                 f"engine.compile={str(case.compile).lower()}",
+                f"engine.fp8={str(case.fp8).lower()}",
                 "evaluation.batch=1",
                 "data.prefetch=2",
             ],

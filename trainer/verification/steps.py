@@ -59,19 +59,22 @@ STEPS = (
     VerificationStep(
         "decoder", "NVDEC's frames and colours compared with PyAV's", 20, "decoding:compare_frames"
     ),
-    VerificationStep("tests", "the project's tests that run on a device", 110, "device_tests:run_tests"),
+    VerificationStep("tests", "the project's tests that run on a device", 95, "device_tests:run_tests"),
     VerificationStep("run", "the quickstart as a user starts it, in bf16", 40, "training_runs:quickstart"),
     VerificationStep(
         "resume", "stopped and resumed bit for bit; the same bits twice", 50, "training_runs:resume"
     ),
     VerificationStep(
-        "model", "step time, MFU, and memory compared with the estimate", 65, "model_speed:measure"
+        "model", "step time, MFU, and memory compared with the estimate", 55, "model_speed:measure"
     ),
     VerificationStep(
-        "rates", "clips per second of PyAV, NVDEC and both, and GPU memory", 70, "decoding:measure_rates"
+        "rates", "clips per second of PyAV, NVDEC and both, and GPU memory", 55, "decoding:measure_rates"
     ),
     VerificationStep(
-        "compile", "torch.compile with and without recomputation", 60, "model_speed:measure_compiled"
+        "compile", "torch.compile with and without recomputation", 50, "model_speed:measure_compiled"
+    ),
+    VerificationStep(
+        "fp8", "engine.fp8: step time, MFU and losses beside bf16, compiled", 50, "model_speed:compare_fp8"
     ),
     VerificationStep(
         "kernels",

@@ -26,15 +26,15 @@ def two() -> Iterator[Ranks]:
         yield ranks
 
 
-def resume_and_compare(folder: Path, stage: int, precision: str, form: Form) -> None:
+def resume_and_compare(folder: Path, stage: int, precision: str, form: Form, fp8: bool = False) -> None:
     # The program refuses bf16 on a CPU because batch norm fails in it; the scene form has no batch norm.
     with mock.patch("trainer.engine.deepspeed_engine.choose_precision", lambda wanted, device: wanted):
-        engine = make_engine(stage, precision=precision, form=form)
+        engine = make_engine(stage, precision=precision, form=form, fp8=fp8)
         train(engine, 0, 3)
         checkpointer = checkpoints(folder)
         path = save(engine, checkpointer, 3)
         losses = train(engine, 3, 3)
-        fresh = make_engine(stage, seed=1, precision=precision, form=form)
+        fresh = make_engine(stage, seed=1, precision=precision, form=form, fp8=fp8)
     # As the dry run before a training: with autocast, stage 3 gathers some weights in bf16 in the first pass
     # only.
     train(fresh, 0, 1)
@@ -87,3 +87,7 @@ def start_average_late(folder: Path, stage: int) -> None:
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_a_new_average_starts_as_the_weights(two: Ranks, tmp_path: Path, stage: int) -> None:
     two.run(start_average_late, tmp_path, stage)
+
+
+def test_a_training_with_products_in_fp8_resumes_with_the_same_losses(two: Ranks, tmp_path: Path) -> None:
+    two.run(resume_and_compare, tmp_path, 1, "fp32", "temporal", True)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 import trainer.engine.deepspeed_engine as engine_module
 from models import create_model
+from models.local_block import use_fp8
 from tests.trainer.ranks import MEETING_MINUTES, Ranks, free_port
 from trainer.config.schema import Recipe
 from trainer.distributed.environment import Environment, find_environment
@@ -24,7 +25,7 @@ from trainer.engine.batch_plan import BatchPlan
 from trainer.engine.deepspeed_engine import Engine
 from trainer.engine.process_group import connect, disconnect
 from trainer.errors import RunError, StartAgain
-from trainer.system.device import choose_precision, set_numerics
+from trainer.system.device import check_fp8, choose_precision, set_numerics
 
 SMALL = {"resolution": 16, "patch_size": 8, "width": 16, "depth": 2, "heads": 2, "global_layers": (1,)}
 
@@ -42,6 +43,19 @@ def alone(device: torch.device) -> Iterator[Environment]:
         yield environment
         disconnect()
         torch.use_deterministic_algorithms(False)
+
+
+def test_a_gpu_without_products_in_fp8_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA A100")
+    for capability, text in (((8, 0), "8.0"), ((7, 5), "7.5")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, found=capability: found)
+        with pytest.raises(RunError, match=rf"engine\.fp8 needs .* 8\.9 .*A100 has {text}"):
+            check_fp8(gpu)
+    for newer in ((8, 9), (9, 0), (10, 0)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, found=newer: found)
+        check_fp8(gpu)
+    check_fp8(torch.device("cpu"))
 
 
 def test_a_package_is_unavailable_only_inside_and_only_if_it_is_new(
@@ -102,6 +116,29 @@ def steps(made: Engine, count: int) -> list[float]:
         made.step(1e-2)
         losses.append(loss.item())
     return losses
+
+
+@pytest.mark.parametrize("stage", [0, 1, 3])
+def test_products_are_in_fp8_where_the_recipe_asks_for_it(alone: Environment, stage: int) -> None:
+    made, plain = engine(alone, stage=stage, fp8=True), engine(alone, stage=stage)
+    torch.manual_seed(0)
+    model = create_model("tiny", form="temporal", frames=4, num_classes=4, head_dropout=0.3, **SMALL)
+    use_fp8(model.to(made.device))
+    keys = torch.arange(4, device=made.device)
+    logits, expected = (module(clips(0).to(made.device), keys) for module in (made.forward, model.train()))
+    torch.testing.assert_close(logits, expected)
+    assert not torch.allclose(logits, plain.forward(clips(0).to(made.device), keys), atol=1e-3)
+    before = made.gather_weights()
+    steps(made, 2)
+    after = made.gather_weights()
+    assert not torch.equal(before["blocks.0.mlp.expand.weight"], after["blocks.0.mlp.expand.weight"])
+    made.eval()
+    model.eval()
+    with torch.no_grad():
+        model.load_state_dict(after)
+        assert torch.allclose(
+            made.forward(clips(1).to(made.device)), model(clips(1).to(made.device)), atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("precision", ["fp32", "autocast"])

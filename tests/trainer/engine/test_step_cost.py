@@ -9,7 +9,7 @@ import torch
 from models import UniFormerV2Config, build_config
 from trainer.engine.memory_estimate import MemoryModel
 from trainer.engine.step_cost import StepCost
-from trainer.engine.step_kernels import Device, record_step
+from trainer.engine.step_kernels import FP8_PRODUCTS, Device, record_step
 from trainer.system.device import Precision
 
 DEVICES = (Device(least=0.0, launch=0.0), Device(launch=1.0), Device(flops=1e30, bandwidth=1e6))
@@ -30,11 +30,12 @@ def cost_of(
     precision: Precision = "bf16",
     compiled: bool = False,
     kind: str = "cuda",
+    fp8: bool = False,
 ) -> StepCost:
     memory = MemoryModel(
         config, ranks, precision, kind, fused=True, compiled=compiled, ema=False, prefetch=2, views=1
     )
-    return StepCost(memory, SHARE, device)
+    return StepCost(memory, SHARE, device=device, fp8=fp8)
 
 
 @pytest.mark.parametrize("compiled", [False, True])
@@ -55,6 +56,21 @@ def test_times_are_those_of_the_recorded_kernels(config: UniFormerV2Config, comp
         recorded = record_step(again, batch, compiled=compiled, ranks=4)
         for device in DEVICES:
             cost = cost_of(config, device, ranks=4, compiled=compiled)
+            expected = recorded.seconds(device, SHARE // batch)
+            assert cost.seconds(1, batch, recomputed) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_products_in_fp8_are_counted_at_their_rate(compiled: bool) -> None:
+    config, batch = model(drop_path=0.3), 4  # whose rows are a multiple of 16, so that none is padded
+    for recomputed in (0, 2):
+        again = dataclasses.replace(config, recomputed_blocks=recomputed)
+        recorded = record_step(again, batch, compiled=compiled, fp8=True)
+        products = [kernel for kernel in recorded.kernels if kernel.kind == FP8_PRODUCTS]
+        # Three for each of four layers and four blocks; recomputation leaves out no product.
+        assert len(products) == 48 + 4 * recomputed
+        for device in (*DEVICES, Device(fp8=1e6)):
+            cost = cost_of(config, device, compiled=compiled, fp8=True)
             expected = recorded.seconds(device, SHARE // batch)
             assert cost.seconds(1, batch, recomputed) == pytest.approx(expected, rel=1e-9)
 

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from models import build_config
 from models.cost import multiply_accumulates, trainable_parameter_count
@@ -64,6 +65,14 @@ def test_recomputed_blocks_run_their_kernels_again():
     assert count["3"][ATTENTION][0] == count["0"][ATTENTION][0] + 3
     # QKV, projection and the MLP's first layer; nothing needs the result of its second.
     assert count["3"][PRODUCTS][0] == count["0"][PRODUCTS][0] + 3 * 3
+
+
+def test_another_linear_in_this_process_changes_nothing(monkeypatch):
+    plain = record_step(vit(recomputed_blocks=3), 1)
+    monkeypatch.setattr(F, "linear", lambda x, weight, bias=None: (x @ weight.T).clone())
+    assert [k.bytes for k in record_step(vit(recomputed_blocks=3), 1).kernels] == [
+        k.bytes for k in plain.kernels
+    ]
 
 
 def test_the_update_reads_and_writes_master_weights_and_moments():

@@ -15,8 +15,8 @@ from trainer.config.load import load_recipe
 from trainer.config.schema import Recipe
 from trainer.distributed.manifest_cache import open_manifest
 from trainer.engine.memory_estimate import GIB, AvailableMemory
-from trainer.errors import RunError
-from trainer.setup.preparation import Preparation, check_decoder, prepare, resume_settings
+from trainer.errors import RecipeError, RunError
+from trainer.setup.preparation import Preparation, check_decoder, model_config, prepare, resume_settings
 
 RECIPE = """\
 name: test
@@ -197,6 +197,24 @@ def test_a_setting_that_changes_results_is_a_resume_setting(
 )
 def test_a_setting_that_does_not_change_results_is_no_resume_setting(folder: Path, override: str) -> None:
     assert changed(override) == set()
+
+
+def test_products_in_fp8_need_multiples_of_16(folder: Path) -> None:
+    assert model_config(recipe("engine.fp8=true"), 2).width % 16 == 0
+    narrow = ("model.overrides.width=40", "model.overrides.heads=4")
+    assert model_config(recipe(*narrow), 2).width == 40
+    with pytest.raises(RecipeError, match=r"engine\.fp8: the model's width is 40, .* multiples of 16"):
+        model_config(recipe(*narrow, "engine.fp8=true"), 2)
+    with pytest.raises(RecipeError, match=r"engine\.fp8: the model's width x mlp_ratio is 40"):
+        model_config(
+            recipe(
+                "model.overrides.width=32",
+                "model.overrides.heads=4",
+                "model.overrides.mlp_ratio=1.25",
+                "engine.fp8=true",
+            ),
+            2,
+        )
 
 
 def test_the_resolved_flip_is_the_resume_setting(folder: Path) -> None:

@@ -24,6 +24,7 @@ from trainer.distributed.environment import Environment, describe_environment
 from trainer.engine.memory_estimate import GIB, RESERVE, free_bytes
 from trainer.errors import UserError
 from trainer.setup.checkpoint_space import checkpoint_bytes, checkpoints_to_come
+from trainer.system.device import check_fp8
 from trainer.system.formatting import format_bytes
 from trainer.system.gpu import multiplies_exactly, query_smi
 from trainer.system.timeouts import run_with_timeout
@@ -82,6 +83,8 @@ def check_node(
     for index in gpus if device.type == "cuda" else ():
         results += run_check("GPU health", partial(_gpu_health, index))
         results += run_check("NVDEC", partial(_nvdec, index), NVDEC_TIMEOUT + TIMEOUT)
+        if recipe is not None and recipe.engine.fp8:
+            results += run_check("FP8", partial(_fp8, index))
     if place.local_rank == 0:
         ranks = place.local_world_size
         results += run_check("memory", lambda: _memory(ranks))
@@ -125,6 +128,12 @@ def judge_gpu(index: int, values: Mapping[str, str], *, exact: bool) -> CheckRes
         advice = "exclude the node; its administrators reset or replace the GPU"
         return CheckResult("GPU health", Status.FAILED, f"GPU {index}: {', '.join(bad)}", advice)
     return CheckResult("GPU health", Status.OK, "no errors" if values else "products exact; no nvidia-smi")
+
+
+def _fp8(index: int) -> Iterator[CheckResult]:
+    """Raises RunError where the GPU does not multiply in FP8."""
+    check_fp8(torch.device("cuda", index))
+    yield CheckResult("FP8", Status.OK, "products in FP8")
 
 
 def _nvdec(index: int) -> Iterator[CheckResult]:
