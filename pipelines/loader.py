@@ -85,6 +85,10 @@ class _Made:
     """Its samples that could not be read."""
 
 
+class _PipelineBroken(Exception):
+    """A pipeline that gives no more batches, and why."""
+
+
 class ClipLoader:
     """Batches of one rank, made ahead in DALI's threads and worker processes.
 
@@ -183,7 +187,7 @@ class ClipLoader:
         if self._closed:
             raise RuntimeError("this loader is closed")
         self._buffers.release_finished()
-        made = self._make() if self._ahead is None else self._ahead.next()
+        made = self._next_made()
         self._served += 1
         self._costs += made.costs
         self.bad_samples.seen += made.clips
@@ -192,6 +196,36 @@ class ClipLoader:
             self.bad_samples.add(bad)
         self._buffers.hold(made.batch.clips)
         return made.batch
+
+    def _next_made(self) -> _Made:
+        """The next batch; starts a new pipeline where one breaks.
+
+        Pipelines are started here and not in the thread that makes batches ahead: Linux ends a worker with
+        the thread that has started it.
+
+        Raises DataError where a manifest is damaged, and where the pipeline breaks `ATTEMPTS` times over the
+        same batch without a culprit.
+        """
+        broken = 0
+        while True:
+            try:
+                return self._make() if self._ahead is None else self._ahead.next()
+            except _PipelineBroken as error:
+                reason = str(error)
+            logging.getLogger(__name__).warning("the data pipeline broke and is built again: %s", reason)
+            self._stop()
+            culprits = self._find_culprits()
+            broken = 0 if culprits else broken + 1
+            if broken == ATTEMPTS:
+                raise DataError(
+                    f"the data pipeline broke {ATTEMPTS} times in a row over the same batch, and each of its "
+                    "videos can be read and decoded alone; perhaps memory is short (lower data.workers, "
+                    f"data.prefetch or evaluation.batch). The last error: {reason}"
+                )
+            self._refused = self._refused | culprits
+            self._start()
+            if self._ahead is not None:  # the error has ended its thread
+                self._ahead = MadeAhead(self._make_ahead, "batches")
 
     def _make_ahead(self) -> _Made:
         made = self._make()
@@ -244,33 +278,14 @@ class ClipLoader:
         return numbers.pin_memory().to(self.resources.device, non_blocking=True)
 
     def _run(self) -> Any:
-        """The pipeline's next outputs.
-
-        Raises DataError where a manifest is damaged, and where the pipeline breaks `ATTEMPTS` times over the
-        same batch without a culprit.
-        """
-        broken = 0
+        """The pipeline's next outputs. Raises _PipelineBroken, and DataError of a worker."""
         if self._in_flight is not None:
             self._in_flight.write(self._made)
-        while True:
-            result = self._try_run()
-            if not isinstance(result, str):
-                return result
-            if self._closed:  # `close` has killed the workers
-                raise RuntimeError("this loader is closed")
-            # Only the text is kept of the error, which would keep the broken pipeline and its memory alive.
-            logging.getLogger(__name__).warning("the data pipeline broke and is built again: %s", result)
-            self._stop()
-            culprits = self._find_culprits()
-            broken = 0 if culprits else broken + 1
-            if broken == ATTEMPTS:
-                raise DataError(
-                    f"the data pipeline broke {ATTEMPTS} times in a row over the same batch, and each of its "
-                    "videos can be read and decoded alone; perhaps memory is short (lower data.workers, "
-                    f"data.prefetch or evaluation.batch). The last error: {result}"
-                )
-            self._refused = self._refused | culprits
-            self._start()
+        result = self._try_run()
+        if isinstance(result, str):
+            # Without the error itself, which would keep the broken pipeline and its memory alive.
+            raise _PipelineBroken(result)
+        return result
 
     def _try_run(self) -> Any:
         """The pipeline's next outputs, or as a string why it broke. Raises DataError of a worker."""

@@ -21,7 +21,7 @@ from pipelines.dali.sample_reader import Decoding, LoadedSample, SampleReader, S
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import Manifest
 from pipelines.decode_recovery import CRASHES, find_culprits
-from pipelines.loader import ClipLoader, view_loader
+from pipelines.loader import WORKER_EXIT_TIMEOUT, ClipLoader, view_loader
 from pipelines.sampling.sampler import TrainSampler, ViewSampler
 from tests.conftest import MotionSet
 from tests.pipelines.batches import ALL, HALF, digests, loader, options, resources, take
@@ -107,6 +107,10 @@ def test_a_killed_worker_changes_no_batch(motion_set: MotionSet, device: torch.d
         gc.enable()
     assert digests(seen) == undisturbed
     assert endless.bad_samples.pop_new() == []
+    if endless._ahead is not None:
+        endless._ahead.stop(WORKER_EXIT_TIMEOUT, interrupt=endless._kill_workers)
+        time.sleep(0.3)  # Linux ends a worker with the thread that has started it
+        assert all(worker.is_alive() for worker in endless._workers)
     endless.close()
 
 
