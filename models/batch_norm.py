@@ -1,12 +1,17 @@
 """Batch norm over the clips of all ranks, on CPUs and in compiled models, where `SyncBatchNorm` does not
 work."""
 
+import contextlib
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from models.linear import Origin
 
 
 class _NormaliseOverRanks(torch.autograd.Function):
@@ -64,17 +69,25 @@ class GlobalBatchNorm(_BatchNorm):
         super().__init__(channels, **options)
         self.group = group
 
-    def forward(self, x: Tensor) -> Tensor:  # B C ... -> B C ...
-        if not self.training or not dist.is_initialized() or dist.get_world_size(self.group) == 1:
+    def forward(self, x: Tensor, origins: list[Origin] | None = None) -> Tensor:  # B C ... -> B C ...
+        """origins: where ranks are gathered, gets how the rows of the output, R C, are computed again."""
+        if not self.training or self.is_alone:
             return super().forward(x)
         rows = x.movedim(1, -1)  # B ... C
         normalised, mean, squares, count = _NormaliseOverRanks.apply(
             rows.flatten(0, -2), self.eps, self.group
         )
         self._update_running_statistics(mean, squares / (count - 1))
-        if self.affine:
-            normalised = torch.addcmul(self.bias.float(), normalised, self.weight.float())
-        return normalised.view(rows.shape).movedim(-1, 1).to(x.dtype)
+        if origins is not None:
+            # Copies, as ZeRO 3 gathers the weights for this call only.
+            own = [None if p is None else p.detach().clone() for p in (self.weight, self.bias)]
+            origins.append(Origin(partial(_scaled, *own), normalised))
+        return _scaled(self.weight, self.bias, normalised).view(rows.shape).movedim(-1, 1).to(x.dtype)
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether there is one rank only, so that nothing is gathered."""
+        return not dist.is_initialized() or dist.get_world_size(self.group) == 1
 
     def _update_running_statistics(self, mean: Tensor, variance: Tensor) -> None:
         """Update the running statistics, if tracked, as torch's batch norm does."""
@@ -88,6 +101,60 @@ class GlobalBatchNorm(_BatchNorm):
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
             raise ValueError(f"batch norm takes B C ..., not {input.dim()} dimensions")
+
+
+def _scaled(weight: Tensor | None, bias: Tensor | None, normalised: Tensor) -> Tensor:  # C, C, R C -> R C
+    if weight is None or bias is None:
+        return normalised
+    return torch.addcmul(bias.float(), normalised, weight.float())
+
+
+@contextlib.contextmanager
+def frozen_running_statistics(module: nn.Module) -> Iterator[None]:
+    """A context in which batch norms use the batch's statistics without updating the running ones.
+
+    Recomputation runs a block twice on the same batch, and the second run must not count it again. It
+    updates copies instead, as autograd requires that both runs save the same tensors. A norm over all ranks
+    gathers again; every rank recomputes the same blocks in the same order.
+    """
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    kept = [dict(norm.named_buffers(recurse=False)) for norm in norms]
+    for norm, buffers in zip(norms, kept, strict=True):
+        for name, buffer in buffers.items():
+            setattr(norm, name, buffer.clone())
+    try:
+        yield
+    finally:
+        for norm, buffers in zip(norms, kept, strict=True):
+            for name, buffer in buffers.items():
+                setattr(norm, name, buffer)
+
+
+def normalise(norm: nn.Module, rows: Tensor) -> tuple[Tensor, Origin | None]:  # R C -> R C
+    """The output of a batch norm, and how it is computed again: with equal bits, without communication, and
+    without another update of the running statistics.
+
+    The origin is None for `SyncBatchNorm`, which hands out no statistics, and in evaluation, as running
+    statistics may change before the backward.
+    """
+    if not norm.training or not isinstance(norm, nn.BatchNorm1d | GlobalBatchNorm):
+        return norm(rows), None
+    if isinstance(norm, GlobalBatchNorm) and not norm.is_alone:
+        origins: list[Origin] = []
+        return norm(rows, origins), *origins
+    return norm(rows), Origin(partial(_normalise_again, norm), rows)
+
+
+def _normalise_again(norm: nn.Module, rows: Tensor) -> Tensor:
+    """Calls the module: ZeRO 3 gathers its weights for that only."""
+    was_training = norm.training
+    norm.train()
+    try:
+        with frozen_running_statistics(norm):
+            result: Tensor = norm(rows)
+    finally:
+        norm.train(was_training)
+    return result
 
 
 def convert_batch_norm(model: nn.Module, device: torch.device, *, compiled: bool = False) -> nn.Module:

@@ -91,7 +91,9 @@ def activation_bytes(
         again = not compiled and _recomputes_inputs(layer, recomputed, on_cpu)
         scaled = 0 if again or config.activation != "quick_gelu" else 2 * config.width * config.mlp_width
         weights = _position_biases(config) + (_weights_of_block(config, layer) if autocast else scaled)
-        saved = _saved_by_block(config, layer, bytes_per_element, residual, recomputes_inputs=again)
+        saved = _saved_by_block(
+            config, layer, bytes_per_element, residual, recomputes_inputs=again, on_cpu=on_cpu
+        )
         blocks.append(batch * saved + weights * bytes_per_element)
     # Recomputed blocks come first, so when the backward reaches them, all other activations are freed.
     kept = fusion + sum(blocks[recomputed:])
@@ -124,6 +126,7 @@ def backward_bytes(
             bytes_per_element,
             residual,
             recomputes_inputs=not compiled and _recomputes_inputs(layer, recomputed, on_cpu),
+            on_cpu=on_cpu,
         )
         for layer in range(config.depth)
     )
@@ -276,11 +279,12 @@ def _saved_by_block(
     residual: int,
     *,
     recomputes_inputs: bool = False,
+    on_cpu: bool = False,
 ) -> int:
     """Bytes that one block keeps for the backward of one clip.
 
     residual: bytes per element of the tokens between blocks. recomputes_inputs: whether the outputs of norms
-    and of the MLP's activation are not kept.
+    and of the MLP's activation are not kept. on_cpu: whether no batch norm is a `SyncBatchNorm`.
 
     Per token: the inputs (2 C, residual) and outputs (2 C) of both norms, queries, keys and values (3 C), the
     attention's output (C), and the MLP before and after its activation. Per patch, what `_saved_by_local`
@@ -292,17 +296,18 @@ def _saved_by_block(
     multiplied = tokens * (4 * width + scaled + config.mlp_width + inputs)
     stream = 2 * tokens * width
     if config.has_local(layer):
-        of_products, of_stream = _saved_by_local(config)
+        of_products, of_stream = _saved_by_local(config, recomputes_inputs, on_cpu)
         multiplied += _patches(config) * of_products
         stream += _patches(config) * of_stream
     return multiplied * bytes_per_element + stream * residual
 
 
-def _saved_by_local(config: UniFormerV2Config) -> tuple[int, int]:
+def _saved_by_local(config: UniFormerV2Config, recomputes_inputs: bool, on_cpu: bool) -> tuple[int, int]:
     """Elements per patch that the local parts of a block keep, of products and of the tokens between blocks.
 
     A local MHRA: the batch norm's input (C, stream) and output (C), and the reduced tensor before and after
-    the convolution (2 r).
+    the convolution (2 r). Where inputs are computed again, neither the output of the convolution nor, on a
+    CPU, that of the batch norm; on a GPU it may be a `SyncBatchNorm`, whose output is kept.
     """
     width, reduced = config.width, config.local_width
     of_module = {
@@ -311,7 +316,10 @@ def _saved_by_local(config: UniFormerV2Config) -> tuple[int, int]:
         "st_adapter": (width + 3 * reduced, 0),  # input; reduced, before and after GELU
     }
     products, stream = of_module.get(config.temporal_module, (0, 0))
-    products += config.local_mhra * (width + 2 * reduced)
+    of_mhra = width + 2 * reduced
+    if recomputes_inputs:
+        of_mhra = reduced if on_cpu else width + reduced
+    products += config.local_mhra * of_mhra
     stream += (config.local_mhra + config.local_dpe) * width
     return products, stream
 

@@ -3,6 +3,7 @@
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ class Origin:
     """How the input of a linear layer is computed again, from a tensor that is kept anyway."""
 
     compute: Callable[[Tensor], Tensor]
-    """Without effects, such as a layer norm or an activation."""
+    """Without effects, such as a layer norm or an activation. Called in the backward, without gradients, and
+    under autocast where the forward was."""
     source: Tensor
 
 
@@ -49,13 +51,15 @@ def linear(
     if torch.compiler.is_compiling():
         return F.linear(x, weight if scale == 1.0 else weight * scale, bias)
     kind = x.device.type
+    compute = None if origin is None else origin.compute
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)
+        compute = compute and partial(_under_autocast, compute, dtype)
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     needs_copy = scale != 1.0 and kind == "cpu"
     if not (needs_copy or origin is not None or _uses_onednn(x, x.numel() * len(weight))):
         return F.linear(x, weight if scale == 1.0 else weight * scale, bias)
-    compute, source = (None, x) if origin is None else (origin.compute, origin.source)
+    source = x if origin is None else origin.source
     result: Tensor = _Linear.apply(x, weight, bias, scale, compute, source.detach())
     return result
 
@@ -110,6 +114,11 @@ class _Linear(torch.autograd.Function):
             of_weight = _product(rows.t(), x.flatten(0, -2).t())
             of_weight = of_weight if ctx.scale == 1.0 else of_weight.mul_(ctx.scale)
         return of_x, of_weight, rows.sum(0) if needs_bias else None, None, None, None
+
+
+def _under_autocast(compute: Callable[[Tensor], Tensor], dtype: torch.dtype, x: Tensor) -> Tensor:
+    with torch.autocast(x.device.type, dtype, cache_enabled=False):
+        return compute(x)
 
 
 def _product(a: Tensor, b: Tensor, bias: Tensor | None = None, scale: float = 1.0) -> Tensor:

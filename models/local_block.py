@@ -1,11 +1,10 @@
 """The Local UniBlock with its local temporal MHRA, section 3.1, or with what the paper compares with it."""
 
-import contextlib
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from models.batch_norm import normalise
 from models.config import UniFormerV2Config
 from models.drop import DropPath, MaskedBlock
 from models.global_block import DepthwiseConv3d
@@ -33,11 +32,17 @@ class LocalTemporalMHRA(nn.Module):
         nn.init.zeros_(self.expand.weight)
         nn.init.zeros_(self.expand.bias)
 
-    def forward(self, patches: Tensor) -> Tensor:  # B T N C -> B T N C
-        x = self.norm(patches.flatten(0, 2)).view(patches.shape)
-        x = self.reduce(x).permute(0, 3, 1, 2)  # B r T N, channels last in memory
-        x = self.temporal(x).permute(0, 2, 3, 1)  # B T N r
-        return self.expand(x)
+    def forward(self, patches: Tensor, recomputes_inputs: bool = False) -> Tensor:  # B T N C -> B T N C
+        """recomputes_inputs: whether the backward computes the outputs of the batch norm, where `normalise`
+        can, and of the convolution again, instead of keeping them."""
+        rows = patches.flatten(0, 2)
+        normed, origin = normalise(self.norm, rows) if recomputes_inputs else (self.norm(rows), None)
+        reduced = self.reduce(normed, origin).view(*patches.shape[:-1], -1)  # B T N r
+        origin = Origin(self._over_frames, reduced) if recomputes_inputs else None
+        return self.expand(self._over_frames(reduced), origin)
+
+    def _over_frames(self, reduced: Tensor) -> Tensor:  # B T N r -> B T N r
+        return self.temporal(reduced.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # channels last in memory
 
 
 class LocalUniBlock(MaskedBlock):
@@ -50,9 +55,10 @@ class LocalUniBlock(MaskedBlock):
     layer: number of the block, from 0; `config.local_layers` selects those with local parts. streams: (B,
     own masks), of `own_streams`; required in training if a drop rate is above 0.
 
-    The backward computes the outputs of layer norms and of the MLP's activation again: always on a CPU, where
-    that takes no more time (docs/performance.md, "the model's step, experiments"), and on a GPU if the model
-    recomputes blocks and this is none of them. A GPU with enough memory has no use for it.
+    The backward computes the outputs of norms, of the MLP's activation and of the local MHRA's convolution
+    again: always on a CPU, where that takes no more time (docs/performance.md, "the model's step,
+    experiments"), and on a GPU if the model recomputes blocks and this is none of them. A GPU with enough
+    memory has no use for it.
     """
 
     def __init__(self, config: UniFormerV2Config, drop_path: float, layer: int) -> None:
@@ -89,24 +95,31 @@ class LocalUniBlock(MaskedBlock):
         if self.local_dpe is not None:
             x = self._with_positions(x, self.local_dpe)
         if self.local_1 is not None:
-            x = _add_to_patches(x, self.local_1, self.drop_local_1, streams)
+            x = self._with_local(x, self.local_1, self.drop_local_1, streams)
         if self.temporal is not None:
-            x = _add_to_patches(x, self.temporal, self.drop_temporal, streams)
+            x = _add_to_patches(x, self.drop_temporal(self.temporal(x[:, :, 1:]), streams))
         attended = x if self.shift is None else torch.cat([x[:, :, :1], self.shift(x[:, :, 1:])], dim=2)
         branch = self.attention(self.norm_1(attended), self._origin(self.norm_1, attended))
         x = x + self.drop_attention(branch, streams)
         if self.local_2 is not None:
-            x = _add_to_patches(x, self.local_2, self.drop_local_2, streams)
+            x = self._with_local(x, self.local_2, self.drop_local_2, streams)
         branch = self.mlp(self.norm_2(x), streams, self._origin(self.norm_2, x))
         return x + self.drop_mlp(branch, streams)
 
     def _origin(self, norm: nn.Module, x: Tensor) -> Origin | None:
-        return Origin(norm, x) if x.device.type == "cpu" or self.recomputes_inputs else None
+        return Origin(norm, x) if self._recomputes_inputs(x) else None
+
+    def _recomputes_inputs(self, x: Tensor) -> bool:
+        return x.device.type == "cpu" or self.recomputes_inputs
+
+    def _with_local(
+        self, x: Tensor, local: LocalTemporalMHRA, drop: DropPath, streams: Tensor | None
+    ) -> Tensor:  # B T 1+N C -> B T 1+N C
+        return _add_to_patches(x, drop(local(x[:, :, 1:], self._recomputes_inputs(x)), streams))
 
     def _with_positions(self, x: Tensor, dpe: DepthwiseConv3d) -> Tensor:  # B T 1+N C -> B T 1+N C
-        class_token, patches = x[:, :, :1], x[:, :, 1:]
-        positions = dpe(patches.unflatten(2, (self.grid, self.grid))).flatten(2, 3)
-        return torch.cat([class_token, patches + positions], dim=2)
+        patches = x[:, :, 1:].unflatten(2, (self.grid, self.grid))
+        return _add_to_patches(x, dpe(patches).flatten(2, 3))
 
 
 def use_fp8(model: nn.Module) -> None:
@@ -129,28 +142,6 @@ def _zero_dpe(width: int) -> DepthwiseConv3d:
     return dpe
 
 
-def _add_to_patches(x: Tensor, local: nn.Module, drop: DropPath, streams: Tensor | None) -> Tensor:
-    """Adds the branch to the patches only: B T 1+N C → B T 1+N C. The class token is unchanged."""
-    class_token, patches = x[:, :, :1], x[:, :, 1:]
-    return torch.cat([class_token, patches + drop(local(patches), streams)], dim=2)
-
-
-@contextlib.contextmanager
-def frozen_running_statistics(module: nn.Module) -> Iterator[None]:
-    """A context in which batch norms use the batch's statistics without updating the running ones.
-
-    Recomputation runs a block twice on the same batch, and the second run must not count it again. It
-    updates copies instead, as autograd requires that both runs save the same tensors. A norm over all ranks
-    gathers again; every rank recomputes the same blocks in the same order.
-    """
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    kept = [dict(norm.named_buffers(recurse=False)) for norm in norms]
-    for norm, buffers in zip(norms, kept, strict=True):
-        for name, buffer in buffers.items():
-            setattr(norm, name, buffer.clone())
-    try:
-        yield
-    finally:
-        for norm, buffers in zip(norms, kept, strict=True):
-            for name, buffer in buffers.items():
-                setattr(norm, name, buffer)
+def _add_to_patches(x: Tensor, branch: Tensor) -> Tensor:  # B T 1+N C, B T N C -> B T 1+N C
+    """Adds the branch to the patches only; the class token is unchanged."""
+    return x + F.pad(branch, (0, 0, 1, 0))

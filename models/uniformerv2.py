@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from models.batch_norm import frozen_running_statistics
 from models.config import ModelError, UniFormerV2Config, build_config
 from models.drop import Dropout, linear_rates, mask_streams, number_layers, own_streams
 from models.fusion import create_fusion
-from models.local_block import LocalUniBlock, frozen_running_statistics
+from models.local_block import LocalUniBlock
 from models.temporal_modules import TemporalTransformer
 from models.vit import PatchEmbedding
 

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from models import create_model
-from models.batch_norm import GlobalBatchNorm, convert_batch_norm
+from models.batch_norm import GlobalBatchNorm, convert_batch_norm, normalise
 from tests.trainer.ranks import prepared_context
 
 CHANNELS = 6
@@ -120,6 +120,25 @@ def test_ranks_normalise_as_one_process(in_ranks, sizes, inner, offset, options)
     in_ranks(check_against_the_whole_batch, sizes, inner, offset, options)
 
 
+def check_the_origin():
+    torch.manual_seed(dist.get_rank())
+    norm, rows = randomised(GlobalBatchNorm(CHANNELS)), torch.randn(9, CHANNELS)
+    y, origin = normalise(norm, rows)
+    assert norm.num_batches_tracked == 1
+    gather, dist.all_gather = dist.all_gather, None
+    try:
+        assert torch.equal(origin.compute(origin.source), y)
+    finally:
+        dist.all_gather = gather
+    assert norm.num_batches_tracked == 1
+    assert not torch.allclose(nn.functional.batch_norm(rows, None, None, norm.weight, norm.bias, True), y)
+    assert normalise(norm.eval(), rows)[1] is None
+
+
+def test_rows_are_normalised_again_without_communication(in_ranks):
+    in_ranks(check_the_origin)
+
+
 def check_bfloat16():
     torch.manual_seed(0)
     world, rank = dist.get_world_size(), dist.get_rank()
@@ -211,4 +230,9 @@ def test_one_rank_uses_torch_batch_norm():
     rows = torch.randn(8, CHANNELS)
     one, other = GlobalBatchNorm(CHANNELS), nn.BatchNorm1d(CHANNELS)
     assert torch.equal(one(rows), other(rows))
+    for each in (one, other):
+        y, origin = normalise(each, rows)
+        assert torch.equal(origin.compute(origin.source), y)
+    assert one.num_batches_tracked == other.num_batches_tracked == 2
+    assert normalise(nn.SyncBatchNorm(CHANNELS).eval(), rows)[1] is None
     assert torch.equal(one.running_var, other.running_var)

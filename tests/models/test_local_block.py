@@ -1,9 +1,11 @@
 """The local temporal MHRA against the 3-D modules of the released implementation."""
 
+import pytest
 import torch
 from torch import nn
 
-from models.local_block import LocalTemporalMHRA, _add_to_patches, frozen_running_statistics
+from models.batch_norm import frozen_running_statistics
+from models.local_block import LocalTemporalMHRA, _add_to_patches
 
 
 def pair(width=12, reduced=8):
@@ -55,7 +57,7 @@ def test_its_norm_can_be_synchronised():
 def test_the_class_token_is_unchanged(small, clips):
     block = small("temporal").blocks[0].eval()
     tokens = torch.randn(2, 4, 5, 16)
-    moved = _add_to_patches(tokens, block.local_1, block.drop_local_1, None)
+    moved = _add_to_patches(tokens, block.local_1(tokens[:, :, 1:]))
     assert torch.equal(moved[:, :, 0], tokens[:, :, 0])
     assert (moved[:, :, 1:] - tokens[:, :, 1:]).abs().min() > 0
 
@@ -68,3 +70,34 @@ def test_statistics_are_kept_only_inside():
     assert not local.norm.running_mean.any()
     torch.testing.assert_close(local(patches), inside)
     assert local.norm.running_mean.any()
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_outputs_of_norm_and_convolution_are_computed_again(autocast):
+    local, _ = pair()
+    patches = torch.randn(2, 4, 9, 12, requires_grad=True)
+    results = []
+    for recomputes in (False, True):
+        local.norm.reset_running_stats()
+        kept = {}
+
+        def keep(tensor, kept=kept):
+            kept[tensor.data_ptr()] = tensor
+            return tensor
+
+        with (
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+            torch.autocast("cpu", torch.bfloat16, enabled=autocast),
+        ):
+            result = local(patches, recomputes)
+        # On CPUs with bf16, oneDNN's gradient of a depthwise convolution differs from run to run.
+        asked = [local.expand.weight] if autocast else [patches, *local.parameters()]
+        gradients = torch.autograd.grad(result.float().square().sum(), asked)
+        activations = sorted(t.numel() for t in kept.values() if t.numel() >= 2 * 4 * 9 * 8)
+        statistics = [buffer.clone() for buffer in local.norm.buffers()]
+        results.append((activations, result, *gradients, *statistics))
+    (before, *expected), (after, *found) = results
+    rows, reduced = patches.numel(), patches.numel() * 8 // 12
+    assert before == [reduced, reduced, rows, rows] and after == [reduced, rows]
+    assert all(map(torch.equal, found, expected))
+    assert local.norm.num_batches_tracked == 1
