@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from benchmarks.plain import PlainUniFormerV2, load_weights
 from models import UniFormerV2, UniFormerV2Config
-from trainer.benchmark.timing import OtherPrograms, measure_costs, peak_bytes
+from trainer.benchmark.timing import OtherPrograms, mapped_tensors, measure_costs, peak_bytes
 
 THIS, PLAIN, PLAIN_FROZEN = "this model", "plain", "plain, no gradient of the backbone"
 COMPILED = "this model, compiled"
@@ -33,38 +33,39 @@ def measure_model(
     """
     torch.set_num_threads(threads)
     place = torch.device(device)
-    model = build(implementation, UniFormerV2Config(**config), place, precision)
     kind = torch.bfloat16 if precision == "bf16" else torch.float32
     generator = torch.Generator().manual_seed(1)
     side = config["resolution"]
-    clips = torch.randn(batch, 3, config["frames"], side, side, generator=generator).to(place, kind)
-    labels = torch.arange(batch, device=place) % config["num_classes"]
+    with mapped_tensors():
+        model = build(implementation, UniFormerV2Config(**config), place, precision)
+        clips = torch.randn(batch, 3, config["frames"], side, side, generator=generator).to(place, kind)
+        labels = torch.arange(batch, device=place) % config["num_classes"]
+        # As the trainer does for this model; torch's default for the other.
+        fused = place.type == "cuda" and implementation in (THIS, COMPILED)
+        optimiser = torch.optim.AdamW(_trained(model), lr=1e-6, fused=fused or None)
 
-    model.eval()
+        def forward() -> Tensor:
+            model.eval()
+            with torch.no_grad():
+                return model(clips)
 
-    def forward() -> Tensor:
-        with torch.no_grad():
-            return model(clips)
+        def step() -> None:
+            model.train()
+            F.cross_entropy(model(clips).float(), labels).backward()
+            optimiser.step()
+            model.zero_grad(set_to_none=True)
 
-    logits = forward().float().tolist()
+        logits = forward().float().tolist()
+        step()  # makes the moments
+        peak = peak_bytes(step, place)
     others = OtherPrograms()
     forwards = measure_costs(forward, place, seconds)
-    model.train()
-    # As the trainer does for this model; torch's default for the other.
-    fused = place.type == "cuda" and implementation in (THIS, COMPILED)
-    optimiser = torch.optim.AdamW(_trained(model), lr=1e-6, fused=fused or None)
-
-    def step() -> None:
-        F.cross_entropy(model(clips).float(), labels).backward()
-        optimiser.step()
-        model.zero_grad(set_to_none=True)
-
     steps = measure_costs(step, place, seconds)
     return {
         "forward": [asdict(cost) for cost in forwards],
         "step": [asdict(cost) for cost in steps],
         "others": others.cores(),
-        "peak_bytes": peak_bytes(step, place),
+        "peak_bytes": peak,
         "logits": logits,
     }
 

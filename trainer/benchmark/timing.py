@@ -5,7 +5,8 @@ import gc
 import os
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +15,10 @@ import torch
 from pipelines.benchmark.cpu_usage import read_busy_seconds, read_cpu_usage
 
 _LIBC = ctypes.CDLL(None)
-_M_MMAP_THRESHOLD = -3
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _MAPPED = 2**16
-"""Bytes from which glibc maps an allocation for itself while memory is measured: a tensor that is freed then
-leaves the process at once, and the peak is that of the tensors that live at the same time."""
+_LARGEST_THRESHOLD = 2**25
+"""To which glibc raises its own threshold by and by, with twice as much for `M_TRIM_THRESHOLD`."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,28 @@ def measure_costs(work: Callable[[], object], device: torch.device, seconds: flo
     return costs
 
 
+@contextmanager
+def mapped_tensors() -> Iterator[None]:
+    """A context in which glibc maps each allocation of 64 KiB or more for itself.
+
+    A tensor that is freed then leaves the process at once. On the heap it would leave a hole, which stays
+    resident where no later tensor fits. Page faults make all work slower.
+    """
+    _LIBC.mallopt(_M_MMAP_THRESHOLD, _MAPPED)
+    try:
+        yield
+    finally:
+        _LIBC.mallopt(_M_MMAP_THRESHOLD, _LARGEST_THRESHOLD)
+        _LIBC.mallopt(_M_TRIM_THRESHOLD, 2 * _LARGEST_THRESHOLD)
+
+
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
     """The most memory that `work` takes beyond what was allocated before: tensors of a GPU, or the resident
-    set of this process, in bytes."""
+    set of this process, in bytes.
+
+    On a CPU this is that of the tensors that live at the same time only if all the process did was done in
+    `mapped_tensors`: else there are holes on the heap, and `work` fills them.
+    """
     gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -82,7 +102,6 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
         work()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    _LIBC.mallopt(_M_MMAP_THRESHOLD, _MAPPED)
     _LIBC.malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the peak
     before = _status("VmRSS")
