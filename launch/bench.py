@@ -53,11 +53,21 @@ def run(args: argparse.Namespace) -> None:
     report = BenchmarkReport(args.job)
     try:
         measure(args, report)
-    finally:
-        if report.tables:
-            report.print(Console(width=None if sys.stdout.isatty() else 200))
-            report.write(args.out)
-            print(f"wrote results.json and results.md to {args.out}", flush=True)
+    except BaseException:
+        try:
+            deliver(report, args)
+        except OSError as error:  # the first error is the one to show
+            print(f"the results until the error are not written: {error}", file=sys.stderr)
+        raise
+    deliver(report, args)
+
+
+def deliver(report: BenchmarkReport, args: argparse.Namespace) -> None:
+    """Print and write the results, if there are any. Raises OSError."""
+    if report.tables:
+        report.print(Console(width=None if sys.stdout.isatty() else 200))
+        report.write(args.out)
+        print(f"wrote results.json and results.md to {args.out}", flush=True)
 
 
 @prints_errors

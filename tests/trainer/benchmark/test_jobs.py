@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -312,6 +313,11 @@ def test_results_before_an_error_are_printed_and_written(tmp_path, monkeypatch, 
         bench.run(bench.parse(["scale", "--out", str(tmp_path)]))
     assert "ranks: cut" in capsys.readouterr().out
     assert "ranks: cut" in (tmp_path / "results.md").read_text()
+    full = mock.Mock(side_effect=OSError("no space left"))
+    monkeypatch.setattr(bench.BenchmarkReport, "write", full)
+    with pytest.raises(type(end)):  # not that of writing
+        bench.run(bench.parse(["scale", "--out", str(tmp_path)]))
+    assert "no space left" in capsys.readouterr().err
 
 
 def test_loaders_measured_before_an_error_are_printed_and_written(tmp_path, monkeypatch, capsys):
