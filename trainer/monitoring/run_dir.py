@@ -45,20 +45,16 @@ from trainer.system.files import (
 )
 
 _MARKS = ("recipe.yaml", "events.jsonl", "summary.json", "slurm/jobs.jsonl", "slurm/turns.jsonl")
+_FOLDERS = ("not-finite", "hangs", "failures", "lock", "slurm", "logs")  # written by others than `RunDir`
 _TAIL = 2**16  # bytes at the end of the events that are read
 
 
-_EXPORTS = (".onnx", ".pt2", ".pyth", ".pth", ".pt")  # no run writes such files
-
-
 def check_not_of_run(out: Path) -> None:
-    """Raises RunError where writing `out` would replace a file of a run directory, or its weights to come."""
+    """Raises RunError where writing `out` would replace a file of a run directory, or one to come."""
     path = out.resolve()
     for parent in path.parents:
         run = RunDir(parent)
-        if not run.events.is_file():
-            continue
-        if path in (run.weights, run.best_weights) or (path.is_file() and path.suffix not in _EXPORTS):
+        if run.events.is_file() and any(own in (path, *path.parents) for own in run.own_paths()):
             raise RunError(f"{out} is a file of the run in {parent}; name another with --out")
 
 
@@ -90,6 +86,11 @@ class RunDir:
         """Files that are copied into every checkpoint."""
         self.best_effort = BestEffort()
         self._owed: list[dict[str, Any]] = []  # bad videos that are not written yet
+
+    def own_paths(self) -> list[Path]:
+        """The files and folders that a run writes."""
+        files = [value for name, value in vars(self).items() if isinstance(value, Path) and name != "path"]
+        return [*files, *(self.path / name for name in _FOLDERS)]
 
     def create(self, *, recipe: str | None, environment: dict[str, Any]) -> None:
         """Make the folder and write down what is run where. Raises OSError.

@@ -135,14 +135,15 @@ def test_an_export_replaces_no_file_of_a_run(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     checkpoint = run.checkpoints / "step-0000004"
     checkpoint.mkdir(parents=True)
-    for file in (run.events, run.recipe, checkpoint / "state.json", run.path / "model.onnx"):
+    exported = run.path / "model.onnx", run.path / "mine.safetensors"
+    for file in (run.events, run.recipe, checkpoint / "state.json", *exported):
         file.touch()
-    for own in (run.recipe, run.weights, run.best_weights, checkpoint / "state.json"):
+    for own in (run.recipe, run.weights, run.scores, checkpoint / "state.json", run.path / "logs/0.log"):
         with pytest.raises(RunError, match="is a file of the run in"):
             check_not_of_run(own)
     link = tmp_path / "link.safetensors"
     link.symlink_to(run.weights)
     with pytest.raises(RunError, match=r"link\.safetensors is a file of the run in"):
         check_not_of_run(link)
-    for other in (run.path / "other.safetensors", run.path / "model.onnx", tmp_path / "weights.safetensors"):
+    for other in (*exported, run.path / "other.safetensors", tmp_path / "weights.safetensors"):
         check_not_of_run(other)
