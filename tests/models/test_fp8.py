@@ -64,6 +64,22 @@ def test_results_and_gradients_are_those_of_the_rounded_operands(rows: int, scal
     torch.testing.assert_close(of_bias, gradient.sum((0, 1)), **close)
 
 
+def test_operands_are_as_a_gpu_needs_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums and columns are multiples of 16; rows of the first and columns of the second are contiguous."""
+    multiply, calls = torch._scaled_mm, []
+
+    def checked(a: Tensor, b: Tensor, *others: Any, **named: Any) -> Tensor:
+        assert a.shape[1] % 16 == 0 == b.shape[1] % 16
+        assert a.is_contiguous() and b.t().is_contiguous()
+        calls.append((a.dtype, b.dtype))
+        return multiply(a, b, *others, **named)
+
+    monkeypatch.setattr(torch, "_scaled_mm", checked)
+    x, weight, bias, gradient = operands(rows=37)
+    torch.autograd.grad(fp8_linear(x, weight, bias), (x, weight), gradient)
+    assert calls == [(FORWARD, FORWARD), (BACKWARD, FORWARD), (BACKWARD, FORWARD)]
+
+
 def test_errors_beside_float32_are_those_of_the_rounding() -> None:
     x, weight, bias, gradient = operands()
     own = fp8_linear(x, weight, bias)
