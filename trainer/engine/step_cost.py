@@ -82,13 +82,17 @@ class StepCost:
         def alone(count: int, again: int, has_local: bool) -> float:
             return of(self._blocks_alone(count, again, has_local=has_local))
 
+        def later(has_local: bool) -> float:
+            """What a block adds that computes the inputs of its linear layers again, as one before is
+            recomputed."""
+            if self.memory.compiled or self._on_cpu:  # where no block does, or all do
+                return 0.0
+            first = alone(2, 1, has_local) - alone(2, 0, has_local)
+            return alone(3, 1, has_local) - alone(3, 0, has_local) - first
+
         is_local = config.has_local(0)
-        added = alone(2, 1, is_local) - alone(2, 0, is_local)
-        # Of a block that computes the inputs of its linear layers again, because one before is recomputed.
-        later = 0.0
-        if not self.memory.compiled:
-            later = alone(3, 1, is_local) - alone(3, 0, is_local) - added
-        total += added + (config.depth - 2) * later
+        total += alone(2, 1, is_local) - alone(2, 0, is_local) - later(is_local)
+        total += sum(later(config.has_local(layer)) for layer in range(1, config.depth))
         local = sum(config.has_local(layer) for layer in range(1, recomputed))
         for kind, blocks in ((True, local), (False, recomputed - 1 - local)):
             if blocks:
@@ -104,7 +108,7 @@ class StepCost:
     def _device(self) -> Device:
         if self.device is not None:
             return self.device
-        if self.memory.kind == "cpu":
+        if self._on_cpu:
             return _CPU
         return replace(_H100, flops=_FP32_FLOPS) if self.memory.precision == "fp32" else _H100
 
@@ -123,8 +127,12 @@ class StepCost:
                 changed["temporal_module"] = "none"
         return self._record(replace(config, depth=count, recomputed_blocks=recomputed, **changed))
 
+    @property
+    def _on_cpu(self) -> bool:
+        return self.memory.kind == "cpu"
+
     def _record(self, config: UniFormerV2Config) -> "_Kernels":
-        return _record(config, self._dtype, self.memory.compiled, self.fp8)
+        return _record(config, self._dtype, self.memory.compiled, self.fp8, self._on_cpu)
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,6 +168,8 @@ class _Kernels:
 
 
 @lru_cache(maxsize=64)
-def _record(config: UniFormerV2Config, dtype: torch.dtype, compiled: bool, fp8: bool) -> _Kernels:
-    step = record_step(config, ANY_BATCH, dtype=dtype, compiled=compiled, fp8=fp8)
+def _record(
+    config: UniFormerV2Config, dtype: torch.dtype, compiled: bool, fp8: bool, on_cpu: bool
+) -> _Kernels:
+    step = record_step(config, ANY_BATCH, dtype=dtype, compiled=compiled, fp8=fp8, on_cpu=on_cpu)
     return _Kernels.of(step.kernels)

@@ -261,11 +261,12 @@ def record_step(
     compiled: bool = False,
     ranks: int = 1,
     fp8: bool = False,
+    on_cpu: bool = False,
 ) -> StepKernels:
     """The kernels of a training step in bf16 with master weights in float32, or in float32.
 
     Each micro-batch adds its gradient to the sum in float32. The update is that of one of `ranks`, which
-    share the optimiser state.
+    share the optimiser state. on_cpu: blocks compute the inputs of their linear layers again, as on a CPU.
     """
     with torch.device("meta"):
         model = UniFormerV2(config).to(dtype).train()
@@ -275,10 +276,10 @@ def record_step(
         labels = torch.empty(batch, dtype=torch.int64)
     if fp8:
         use_fp8(model)
-    if compiled:  # `linear` computes no inputs again there
+    if compiled or on_cpu:
         for block in model.blocks:
             assert isinstance(block, LocalUniBlock)
-            block.recomputes_inputs = False
+            block.recomputes_inputs = not compiled  # `linear` computes no inputs again there
     # DeepSpeed replaces `F.linear` for the rest of a process when it partitions weights (stage 3).
     with (
         KernelRecorder() as recorder,

@@ -80,8 +80,12 @@ def test_precision_and_kind_of_device_choose_what_is_calculated_with() -> None:
     fp32 = record_step(config, 2, dtype=torch.float32)
     expected = fp32.seconds(Device(flops=51e12), SHARE // 2)
     assert cost_of(config, precision="fp32").seconds(0, 2, 0) == pytest.approx(expected, rel=1e-9)
-    expected = fp32.seconds(Device(flops=200e9, bandwidth=20e9, least=0.0, launch=5e-6), SHARE // 2)
-    assert cost_of(config, precision="fp32", kind="cpu").seconds(0, 2, 0) == pytest.approx(expected, rel=1e-9)
+    for recomputed in (0, 1, 3):  # on a CPU all blocks compute inputs again
+        again = dataclasses.replace(config, recomputed_blocks=recomputed)
+        on_cpu = record_step(again, 2, dtype=torch.float32, on_cpu=True)
+        expected = on_cpu.seconds(Device(flops=200e9, bandwidth=20e9, least=0.0, launch=5e-6), SHARE // 2)
+        found = cost_of(config, precision="fp32", kind="cpu").seconds(0, 2, recomputed)
+        assert found == pytest.approx(expected, rel=1e-9)
     assert cost_of(config, precision="autocast").seconds(1, 2, 0) == cost_of(config).seconds(1, 2, 0)
 
 
