@@ -189,6 +189,7 @@ class Builder:
             watchdog=watchdog,
             label_smoothing=recipe.optimisation.label_smoothing,
             step=self.start.step,
+            misses_evaluation=self.start.misses_evaluation,
         )
 
     def description(self) -> dict[str, Any]:

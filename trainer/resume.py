@@ -37,6 +37,8 @@ class Start:
     """Whether no step is left."""
     reevaluation: Reevaluation | None = None
     """Set for a finished run, which is only evaluated."""
+    misses_evaluation: bool = False
+    """Whether an earlier attempt stopped before or in the evaluation that is due after this step."""
     starting_weights: StartingWeights | None = None
     """What a new training starts from; None for random weights."""
     notes: tuple[str, ...] = ()
@@ -69,12 +71,16 @@ def find_start(
         return _new_training(recipe, prepared, settings)
     state = read_for_resume(found, settings=settings, allowed=allowed, verify=resume != "auto")
     start = _with_recorded_weights(Start(recipe, settings, found, state))
-    steps = Schedule.of(recipe, prepared.sampler.steps_per_epoch).total_steps
-    has_ended = broadcast_from_main(dist.get_rank() == 0 and is_finished(folder, found, state, steps))
+    schedule = Schedule.of(recipe, prepared.sampler.steps_per_epoch)
+    steps, is_main = schedule.total_steps, dist.get_rank() == 0
+    has_ended = broadcast_from_main(is_main and is_finished(folder, found, state, steps))
+    own = found.absolute().parent == retention.folder.absolute()
+    due = own and schedule.evaluates_after(state.step)
     return dataclasses.replace(
         start,
         is_trained=state.step >= steps,
         reevaluation=choose_reevaluation(start.recipe, state) if has_ended else None,
+        misses_evaluation=broadcast_from_main(is_main and due and state.step not in retention.accuracies()),
     )
 
 

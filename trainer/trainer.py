@@ -50,6 +50,8 @@ class Trainer:
     label_smoothing: float = 0.0
     step: int = 0
     """Optimiser steps done."""
+    misses_evaluation: bool = False
+    """Whether the evaluation after this step is still to be made, as an earlier attempt stopped before it."""
     is_finite: bool = True
     """Whether the gradient of the latest step was finite; nothing is saved while it was not."""
 
@@ -66,6 +68,8 @@ class Trainer:
         batches = iter(self.train_loader)
         self.engine.train()
         self.meter.record_startup(process_age())
+        if self.misses_evaluation and not self.evaluate():
+            return False
         while self.step < self.schedule.total_steps:
             with self.meter.step(self.sampler.global_batch):
                 totals = self.exchange(self.train_step(batches))

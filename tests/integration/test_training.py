@@ -277,11 +277,15 @@ def test_two_ranks_train_as_one_rank(
 
 @pytest.mark.soak
 def test_a_stopped_run_equals_an_undisturbed_run(motion_set: MotionSet, tmp_path: Path) -> None:
-    """SIGTERM to one of two ranks, bit for bit. Other signals, precisions and stages: test_resume.py."""
+    """SIGTERM to one of two ranks, bit for bit. Other signals, precisions and stages: test_resume.py.
+
+    It stops between a step and the evaluation after it.
+    """
     undisturbed, run_dir = tmp_path / "undisturbed", tmp_path / "run"
-    outcome = train(undisturbed, *in_stage(2), data=motion_set.root, ranks=2)
+    changes = [*in_stage(2), *settings(evaluation__every_steps=1)]
+    outcome = train(undisturbed, *changes, data=motion_set.root, ranks=2)
     assert outcome.code == 0, outcome.errors
-    first = Training(run_dir, *in_stage(2), data=motion_set.root, ranks=2)
+    first = Training(run_dir, *changes, data=motion_set.root, ranks=2)
     first.wait_for_step(2)
     first.signal(signal.SIGTERM, rank=1)
     outcome = first.wait()
@@ -289,10 +293,15 @@ def test_a_stopped_run_equals_an_undisturbed_run(motion_set: MotionSet, tmp_path
     assert "give the same command again" in outcome.output
     stopped_after = events(run_dir, "left")[0]["step"]
     assert 2 <= stopped_after < STEPS
-    outcome = train(run_dir, *in_stage(2), data=motion_set.root, ranks=2)
+    outcome = train(run_dir, *changes, data=motion_set.root, ranks=2)
     assert outcome.code == 0, outcome.errors
     assert f"resuming after step {stopped_after}" in outcome.output
     assert losses(run_dir) == losses(undisturbed) and len(losses(run_dir)) == STEPS
+    evaluated, others = (
+        [(event["step"], event["top1"], event["loss"]) for event in events(run, "evaluation")]
+        for run in (run_dir, undisturbed)
+    )
+    assert evaluated == others and len(others) == STEPS
     weights, expected = (load_file(run / "weights.safetensors") for run in (run_dir, undisturbed))
     assert weights.keys() == expected.keys()
     for name, tensor in weights.items():

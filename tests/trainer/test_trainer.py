@@ -31,7 +31,7 @@ class Parts:
         made = object.__new__(Trainer)
         for name in Trainer.__annotations__:
             setattr(made, name, mock.MagicMock(name=name))
-        made.step, made.is_finite = 0, True
+        made.step, made.is_finite, made.misses_evaluation = 0, True, False
         fields: Any = made
         fields.schedule = mock.Mock(
             total_steps=STEPS,
@@ -156,3 +156,16 @@ def test_garbage_is_collected_after_each_step_and_not_within() -> None:
     assert [call for call in parts.calls if call.startswith("collect")] == [
         f"collect {step}" for step in range(1, STEPS + 1)
     ]
+
+
+def test_an_evaluation_that_an_earlier_attempt_missed_comes_first() -> None:
+    parts = Parts()
+    trainer = parts.trainer()
+    trainer.step, trainer.misses_evaluation = 3, True
+    assert trainer.fit()
+    assert parts.calls[:2] == ["evaluate 3", "train 4"]
+    trainer = Parts().trainer()
+    trainer.misses_evaluation = True
+    fields: Any = trainer
+    fields.validator.evaluate = lambda step, writes_scores: None  # a rank was asked to stop meanwhile
+    assert not trainer.fit() and trainer.step == 0
