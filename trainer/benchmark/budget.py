@@ -215,7 +215,8 @@ class Budget:
             found.append(self.plan("nothing recomputed, products in FP8, compiled", step, 0, compiled=True))
         products = [kernel for kernel in none.kernels if kernel.flops]
         bound = StepKernels(batch, products, none.update)
-        found.append(self.plan("bound: products, attention and update alone", bound, 0, has_estimate=False))
+        name = f"bound in {'FP8' if self.recipe.engine.fp8 else 'bf16'}: products, attention and update alone"
+        found.append(self.plan(name, bound, 0, has_estimate=False))
         return found
 
     def plans(self, available: "AvailableMemory") -> list[Plan]:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from models import UniFormerV2Config
-from pipelines.formatting import format_count
 from trainer.config.schema import Recipe
 from trainer.engine.batch_split import split_batch
 from trainer.engine.memory_advice import Choices, advice
@@ -93,7 +92,7 @@ def choose_batch_plan(
     if engine.zero_stage == "auto":
         notes.append(_why_stage(choices, *found))
     if len(ranked) > 1:
-        notes.append(_why_fastest(choices, len(candidates), ranked))
+        notes.append(_why_fastest(choices, ranked))
     return BatchPlan(stage, size, share // size, recomputed, tuple(notes))
 
 
@@ -187,8 +186,8 @@ def _is_better(plan: Plan, other: Plan) -> bool:
     return plan != other and stage <= other[0] and size >= other[1] and blocks <= other[2]
 
 
-def _why_fastest(choices: Choices, count: int, ranked: Sequence[tuple[Plan, float | None]]) -> str:
-    """The times of the fastest plans."""
+def _why_fastest(choices: Choices, ranked: Sequence[tuple[Plan, float | None]]) -> str:
+    """The times of the fastest plan and of others."""
     depth = choices.memory.config.depth
     (first, seconds), *others = (
         (f"micro-batch {size}, {blocks} of {depth} blocks recomputed, ZeRO {stage}", 1000 * (seconds or 0.0))
@@ -197,9 +196,8 @@ def _why_fastest(choices: Choices, count: int, ranked: Sequence[tuple[Plan, floa
     device = "two CPU cores" if choices.memory.kind == "cpu" else "an H100"
     compiled = "compiled" if choices.memory.compiled else "not compiled"
     return (
-        f"{first}: {seconds:.1f} ms a clip on paper ({device}, {compiled}), the fastest of "
-        f"{format_count(count, 'plan')} that fit; next: "
-        + "; ".join(f"{plan}: {slower:.1f} ms" for plan, slower in others[:2])
+        f"{first}: {seconds:.1f} ms a clip on paper ({device}, {compiled}), the fastest that "
+        "fits; others: " + "; ".join(f"{plan}: {slower:.1f} ms" for plan, slower in others[:2])
     )
 
 

@@ -47,7 +47,7 @@ def check_export(name: str, out: Path) -> None:
             "another with --out"
         ) from error
     if out.is_dir():
-        raise RunError(f"{out} is an existing folder; name another with --out, or delete it")
+        raise RunError(f"{out} is an existing folder; name another with --out")
     if name == "huggingface" and os.path.lexists(out):
         raise RunError(f"{out} is a file, and the format is a folder; name another with --out")
 
