@@ -2,7 +2,7 @@
 work."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -69,8 +69,9 @@ class GlobalBatchNorm(_BatchNorm):
         super().__init__(channels, **options)
         self.group = group
 
-    def forward(self, x: Tensor, origins: list[Origin] | None = None) -> Tensor:  # B C ... -> B C ...
-        """origins: where ranks are gathered, gets how the rows of the output, R C, are computed again."""
+    def forward(self, x: Tensor, keep: Callable[[Origin], None] | None = None) -> Tensor:
+        """B C ... → B C ... keep: where ranks are gathered, is given how the rows of the output, R C, are
+        computed again. A list would not do: ZeRO 3 and others that hook modules pass copies of lists."""
         if not self.training or self.is_alone:
             return super().forward(x)
         rows = x.movedim(1, -1)  # B ... C
@@ -78,10 +79,10 @@ class GlobalBatchNorm(_BatchNorm):
             rows.flatten(0, -2), self.eps, self.group
         )
         self._update_running_statistics(mean, squares / (count - 1))
-        if origins is not None:
+        if keep is not None:
             # Copies, as ZeRO 3 gathers the weights for this call only.
             own = [None if p is None else p.detach().clone() for p in (self.weight, self.bias)]
-            origins.append(Origin(partial(_scaled, *own), normalised))
+            keep(Origin(partial(_scaled, *own), normalised))
         return _scaled(self.weight, self.bias, normalised).view(rows.shape).movedim(-1, 1).to(x.dtype)
 
     @property
@@ -141,7 +142,7 @@ def normalise(norm: nn.Module, rows: Tensor) -> tuple[Tensor, Origin | None]:  #
         return norm(rows), None
     if isinstance(norm, GlobalBatchNorm) and not norm.is_alone:
         origins: list[Origin] = []
-        return norm(rows, origins), *origins
+        return norm(rows, origins.append), *origins
     return norm(rows), Origin(partial(_normalise_again, norm), rows)
 
 

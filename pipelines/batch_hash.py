@@ -32,7 +32,7 @@ def hash_clips(clips: Tensor, labels: Tensor, valid: Tensor, keys: Tensor) -> Te
         clip  = m(sum over planes of m(plane) * v + m(key) + m(2 * label + valid))
     """
     planes = clips.detach().view(torch.int32).flatten(-2).flatten(0, -2)  # B*3*T H*W
-    sums = _plane_sums(planes) if clips.is_cuda else torch.from_numpy(_plane_sums_cpu(planes.numpy()))
+    sums = _plane_sums(planes) if clips.is_cuda else _plane_sums_cpu(planes)
     by_clip = _mixed(sums.view(len(clips), -1))  # B 3*T
     by_plane = _odd_weights(torch.arange(1, by_clip.shape[1] + 1, device=clips.device))
     about = _mixed(keys) + _mixed(2 * labels + valid)
@@ -45,17 +45,18 @@ def _plane_sums(planes: Tensor) -> Tensor:
     return torch.cat([(part * by_pixel).sum(1) for part in planes.split(rows)])
 
 
-def _plane_sums_cpu(planes: NDArray[np.int32]) -> NDArray[np.int64]:
+def _plane_sums_cpu(planes: Tensor) -> Tensor:
     """With NumPy, which takes two thirds of torch's CPU time, and no thread of the model."""
-    by_pixel = _pixel_weights_cpu(planes.shape[1])
-    rows = max(1, min(len(planes), _AT_ONCE_CPU // planes.shape[1]))
-    products = np.empty((rows, planes.shape[1]), np.int64)
-    sums = np.empty(len(planes), np.int64)
-    for start in range(0, len(planes), rows):
-        part = planes[start : start + rows]
+    pixels = planes.numpy()
+    by_pixel = _pixel_weights_cpu(pixels.shape[1])
+    rows = max(1, min(len(pixels), _AT_ONCE_CPU // pixels.shape[1]))
+    products = np.empty((rows, pixels.shape[1]), np.int64)
+    sums = np.empty(len(pixels), np.int64)
+    for start in range(0, len(pixels), rows):
+        part = pixels[start : start + rows]
         np.multiply(part, by_pixel, out=products[: len(part)])
         products[: len(part)].sum(1, out=sums[start : start + rows])
-    return sums
+    return torch.from_numpy(sums)
 
 
 @lru_cache(maxsize=2)

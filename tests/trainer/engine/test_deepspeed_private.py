@@ -88,4 +88,6 @@ def test_no_other_file_uses_them() -> None:
         if path.name != "deepspeed_private.py":
             used = attributes(path)
             assert not used & {*members, *private._COUNTERS}, path
+            if path.name == "step_kernels.py":  # counts operations of torch, by names that are torch's
+                continue
             assert not {name for name in used if name.startswith("_") and not name.startswith("__")}, path
