@@ -11,7 +11,7 @@ from pipelines.dataset.prepare.annotations import MISSING, as_listing
 from pipelines.dataset.prepare.findings import Findings
 from pipelines.dataset.prepare.listing import Listing
 from pipelines.dataset.prepare.video_extensions import holds, is_system_folder
-from pipelines.dataset.prepare.video_index import REPEATED, UNREADABLE
+from pipelines.dataset.prepare.video_index import REPEATED, sorted_entries
 from pipelines.errors import DataError
 from pipelines.formatting import printable
 
@@ -58,12 +58,7 @@ class FrameFolderIndex:
         folders = [root]
         while folders:
             folder = folders.pop()
-            try:
-                with os.scandir(folder) as entries:
-                    inside = sorted(entries, key=lambda entry: entry.name)
-            except OSError as error:
-                self._findings.add(UNREADABLE, Path(folder), f"could not be read: {error.strerror}")
-                continue
+            inside = sorted_entries(folder, self._findings)
             if any(entry.name.lower().endswith((".jpg", ".jpeg")) for entry in inside):
                 self._findings.add(NOT_ANNOTATED, Path(folder))
             below = [

@@ -72,15 +72,20 @@ def find_videos(root: str, findings: Findings) -> Iterator[str]:
     folders = [root]
     while folders:
         folder = folders.pop()
-        try:
-            with os.scandir(folder) as entries:
-                inside = sorted(entries, key=lambda entry: entry.name)
-        except OSError as error:
-            findings.add(UNREADABLE, Path(folder), f"could not be read: {error.strerror}")
-            continue
+        inside = sorted_entries(folder, findings)
         below = [entry.path for entry in inside if entry.is_dir(follow_symlinks=False)]
         folders += [path for path in reversed(below) if not is_system_folder(os.path.basename(path))]
         for entry in inside:
             hidden = entry.name.startswith(".")
             if not hidden and extension(entry.name) in EXTENSIONS and holds(entry.is_file):
                 yield entry.path
+
+
+def sorted_entries(folder: str, findings: Findings) -> list[os.DirEntry[str]]:
+    """What a folder holds, by name; nothing and a finding where it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        findings.add(UNREADABLE, Path(folder), f"could not be read: {error.strerror}")
+        return []
