@@ -19,6 +19,13 @@ def add_common(job: argparse.ArgumentParser, name: str) -> None:
     job.add_argument("--out", type=output_folder, default=where, help="folder for the results (%(default)s)")
 
 
+def add_recipe(job: argparse.ArgumentParser, default: str, purpose: str) -> None:
+    """purpose: what the job does with the recipe."""
+    job.add_argument("--recipe", type=Path, default=Path(default), help=f"recipe to {purpose} (%(default)s)")
+    changed = "change a field of the recipe; repeatable"
+    job.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help=changed)
+
+
 def check_output(folder: Path) -> None:
     """Raises RunError if no results can be written to a folder, before they are measured."""
     try:

@@ -9,12 +9,11 @@ import dataclasses
 import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.arguments import integer
 from pipelines.formatting import format_count
-from trainer.benchmark.arguments import add_common, positive
+from trainer.benchmark.arguments import add_common, add_recipe, positive
 from trainer.benchmark.report import BenchmarkReport, ResultTable
 from trainer.errors import RunError
 
@@ -30,16 +29,7 @@ SHOWN_PLANS = 6
 
 
 def add_arguments(job: argparse.ArgumentParser) -> None:
-    job.add_argument(
-        "--recipe", type=Path, default=Path("k400_l14_336_64f"), help="recipe to count (%(default)s)"
-    )
-    job.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="FIELD=VALUE",
-        help="change a field of the recipe; repeatable",
-    )
+    add_recipe(job, "k400_l14_336_64f", "count")
     job.add_argument(
         "--classes", type=integer(1), default=400, help="classes, where the recipe names none (%(default)s)"
     )

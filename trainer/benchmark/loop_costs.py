@@ -13,7 +13,7 @@ from statistics import median
 from typing import Any
 
 from pipelines.arguments import integer
-from trainer.benchmark.arguments import add_common, add_timeout, positive
+from trainer.benchmark.arguments import add_common, add_recipe, add_timeout, positive
 from trainer.benchmark.child import MeasurementError, run_child
 from trainer.benchmark.report import BenchmarkReport, ResultTable, interference
 from trainer.config.load import load_recipe
@@ -28,14 +28,7 @@ MODEL = ("forward", "loss", "backward", "optimiser")
 
 
 def add_arguments(job: argparse.ArgumentParser) -> None:
-    job.add_argument("--recipe", type=Path, default=Path("quickstart"), help="recipe to train (%(default)s)")
-    job.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="FIELD=VALUE",
-        help="change a field of the recipe; repeatable",
-    )
+    add_recipe(job, "quickstart", "train")
     steps = f"steps to measure in each round, after {WARM} that do not count (%(default)s)"
     job.add_argument("--steps", type=integer(1), default=40, help=steps)
     job.add_argument("--repeats", type=integer(1), default=2, help="number of rounds (%(default)s)")
