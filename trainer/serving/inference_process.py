@@ -16,6 +16,7 @@ Work = Callable[[Any], Any]
 """Function from a request to a response; both are pickled between the two processes."""
 
 _START_TIMEOUT = 300.0  # seconds for loading a model
+_CLOSED = "this process was closed"
 
 
 class TimedOutError(RunError):
@@ -79,6 +80,8 @@ class InferenceProcess:
                 raise
             except (EOFError, OSError):
                 self._restart()
+                if self._closed:
+                    raise RunError(_CLOSED) from None
                 raise CrashedError("the decoder or the model crashed") from None
         if not is_done:
             raise RunError(response)
@@ -89,7 +92,7 @@ class InferenceProcess:
         try:
             is_loaded = self._pipe.poll(seconds)
         except OSError:
-            raise RunError("this process was closed") from None
+            raise RunError(_CLOSED) from None
         if not is_loaded:
             if time.monotonic() - self._spawned > _START_TIMEOUT:
                 self._restart()
@@ -103,7 +106,9 @@ class InferenceProcess:
     def close(self) -> None:
         """Kill the process; a running call raises."""
         self._closed = True
-        self._kill()
+        self._process.kill()  # a running call ends and releases the lock; only its holder closes the pipe
+        with self._lock:
+            self._kill()
 
     def _spawn(self) -> None:
         context = multiprocessing.get_context("spawn")

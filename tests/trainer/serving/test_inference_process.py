@@ -4,6 +4,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +49,33 @@ def test_a_process_that_hangs_or_crashes_is_replaced() -> None:
     with pytest.raises(ProcessLookupError):
         os.kill(first, 0)
     threading.Timer(0.5, process.close).start()
-    with pytest.raises(RunError):
+    with pytest.raises(RunError, match="closed"):
         process.call("hang", 60)
+    with pytest.raises(RunError, match="closed"):
+        process.call("", 60)
     with pytest.raises(ProcessLookupError):
         os.kill(third, 0)
+
+
+def test_the_pipe_is_closed_once_by_close_and_a_running_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both close it otherwise, and its number may be that of another file by then."""
+    process = InferenceProcess(prepared)
+    process.start()
+    closed = []
+    close = Connection._close  # type: ignore[attr-defined]
+
+    def close_slowly(self: Connection) -> None:
+        closed.append(self.fileno())
+        time.sleep(0.5)
+        close(self)
+
+    monkeypatch.setattr(Connection, "_close", close_slowly)
+    closing = threading.Timer(0.5, process.close)
+    closing.start()
+    with pytest.raises(RunError, match="closed"):
+        process.call("hang", 60)
+    closing.join()
+    assert len(closed) == 1
 
 
 class CrashesTheSecondTime:
