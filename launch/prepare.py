@@ -75,7 +75,9 @@ def run(command: list[str]) -> int:
     if args.job == "motion":
         with show_progress("rendering") as progress:
             clips = {"train_clips": args.train_clips, "val_clips": args.val_clips}
-            made = render(args.root, **clips, seed=args.seed, workers=args.workers, progress=progress)
+            made = render(
+                args.root, **clips, seed=args.seed, workers=args.workers, progress=progress, note=print
+            )
         print("wrote", *map(printable, made))
     elif "run" in args:
         exit_code: int = args.run(args)

@@ -11,20 +11,24 @@ changes its class, so train without flips.
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Callable, Collection
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import partial
 from itertools import islice
 from pathlib import Path
 
+import av
 import numpy as np
 
 from pipelines.atomic_file import atomic_file
 from pipelines.dataset.manifest import ManifestRow, write_manifest
 from pipelines.errors import DataError
 from pipelines.synthetic.drawing import ShapePath, draw_clip
-from pipelines.synthetic.video_writer import H264, MJPEG, VP9, encode_video
+from pipelines.synthetic.video_writer import H264, MJPEG, VP9, VideoFormat, encode_video
 from pipelines.worker_pool import Progress, ordered_map
 
 CLASS_NAMES = (
@@ -45,6 +49,7 @@ _FORMATS = (VP9, H264, MJPEG)
 _RATES = (Fraction(8), Fraction(12), Fraction(25, 2), Fraction(24000, 1001), Fraction(30))
 # Short enough that a clip has several keyframes, long enough that most frames depend on others.
 _KEYFRAME_INTERVAL = 12
+_LOG = "rendering.log"
 # Maximum distance of a shape from the frame's centre, in units of the shorter side; 0.5 is the edge.
 _REACH = 0.47
 
@@ -107,18 +112,22 @@ def render(
     frames: tuple[int, int] = (16, 24),
     workers: int = 1,
     progress: Progress | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> tuple[Path, Path]:
     """Write videos under `root/{train,val}/CLASS/` and the manifests `root/train.arrow` and `root/val.arrow`.
 
     The bytes of a file depend on seed, size, frames and its index, not on the number of workers. A file
-    appears under its name when it is complete, and a manifest after its last video. After an interruption,
-    repeat the call.
+    appears under its name when it is complete, and a manifest after its last video. The same call continues
+    an interrupted one: `root/rendering.log` lists the complete videos until both manifests are written. A
+    video is kept if its content, the settings and the renderer are those of its line.
 
     Args:
         size: pixels on the shorter side of a clip, even.
         frames: range of the number of frames of a clip.
         workers: processes; with more than one, the caller's main module must be importable.
-        progress: called after each clip with the numbers of written clips and of all clips.
+        progress: called after each clip with the number of clips that this call wrote, and of all that it
+            writes.
+        note: called with a sentence about the videos that are kept, if there are any.
 
     Returns:
         The paths of the training and the validation manifest.
@@ -137,24 +146,40 @@ def render(
             (root / split / name).mkdir(parents=True, exist_ok=True)
 
     jobs = [("train", i) for i in range(train_clips)] + [("val", i) for i in range(val_clips)]
-    write = partial(_write_clip, root, settings)
-    with closing(ordered_map(write, jobs, total=len(jobs), workers=workers, progress=progress)) as rows:
+    names = [_video_name(*job) for job in jobs]
+    key = _renderer_key(settings)
+    kept = _complete_videos(root, key, set(names))
+    if kept and note is not None:
+        note(f"{len(kept):,} of {len(jobs):,} videos are kept from an interrupted rendering")
+    missing = [job for job, name in zip(jobs, names, strict=True) if name not in kept]
+    write = partial(_write_clip, root, settings, key)
+    with closing(
+        ordered_map(write, missing, total=len(missing), workers=workers, progress=progress)
+    ) as written:
+        rows = (kept[name] if name in kept else next(written) for name in names)
         write_manifest(manifests[0], islice(rows, train_clips), CLASS_NAMES)
         write_manifest(manifests[1], rows, CLASS_NAMES)
+    (root / _LOG).unlink(missing_ok=True)  # two calls may write the same files
     return manifests
 
 
-def _write_clip(root: Path, settings: MotionSettings, job: tuple[str, int]) -> ManifestRow:
+def _video_format(index: int) -> VideoFormat:
+    # The format changes after every eight classes, so it does not depend on the class.
+    return _FORMATS[index // len(CLASS_NAMES) % len(_FORMATS)]
+
+
+def _video_name(split: str, index: int) -> str:
+    """The path of a video below the root; the label of a clip is its index modulo 8."""
+    return f"{split}/{CLASS_NAMES[index % len(CLASS_NAMES)]}/{index:06d}{_video_format(index).extension}"
+
+
+def _write_clip(root: Path, settings: MotionSettings, key: str, job: tuple[str, int]) -> ManifestRow:
     split, index = job
     clip = draw_motion_clip(settings, split, index)
-    # The format changes after every eight classes, so it does not depend on the class.
-    video_format = _FORMATS[index // len(CLASS_NAMES) % len(_FORMATS)]
-    name = f"{split}/{CLASS_NAMES[clip.label]}/{index:06d}{video_format.extension}"
-    with atomic_file(root / name) as partial:
-        encode_video(partial, clip.frames, video_format, clip.fps, _KEYFRAME_INTERVAL)
+    video_format = _video_format(index)
     frames, height, width, _ = clip.frames.shape
-    return ManifestRow(
-        path=name,
+    row = ManifestRow(
+        path=_video_name(split, index),
         offset=0,
         length=0,
         label=clip.label,
@@ -164,6 +189,47 @@ def _write_clip(root: Path, settings: MotionSettings, job: tuple[str, int]) -> M
         height=height,
         codec=video_format.codec,
     )
+    with atomic_file(root / row.path) as partial:
+        encode_video(partial, clip.frames, video_format, clip.fps, _KEYFRAME_INTERVAL)
+        line = _log_line(key, row, partial.read_bytes())
+    with (root / _LOG).open("a", encoding="utf-8") as log:
+        log.write(line)
+    return row
+
+
+def _renderer_key(settings: MotionSettings) -> str:
+    """Identifies all that a video's bytes depend on apart from its index: settings, source and libraries."""
+    versions = np.__version__, av.__version__, sorted(av.library_versions.items())
+    digest = hashlib.sha256(repr((settings, versions)).encode())
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()
+
+
+def _log_line(key: str, row: ManifestRow, video: bytes) -> str:
+    """The line of a complete video: a hash of renderer, row and content, and the row as JSON."""
+    text = json.dumps(asdict(row))
+    return f"{hashlib.sha256(f'{key} {text} '.encode() + video).hexdigest()} {text}\n"
+
+
+def _complete_videos(root: Path, key: str, names: Collection[str]) -> dict[str, ManifestRow]:
+    """The rows, by path, of the videos of an interrupted rendering that are whole and would be written the
+    same again. The log is cut to their lines."""
+    kept: dict[str, tuple[ManifestRow, str]] = {}
+    log = root / _LOG
+    lines = (
+        log.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if log.exists() else []
+    )
+    for line in lines:
+        try:
+            row = ManifestRow(**json.loads(line.partition(" ")[2]))
+            if row.path in names and line == _log_line(key, row, (root / row.path).read_bytes()):
+                kept[row.path] = row, line
+        except (OSError, TypeError, ValueError):
+            continue  # a damaged line, or a video that is gone
+    with atomic_file(log) as partial:
+        partial.write_text("".join(line for _, line in kept.values()), encoding="utf-8")
+    return {name: row for name, (row, _) in kept.items()}
 
 
 def _frame_size(rng: np.random.Generator, size: int) -> tuple[int, int]:

@@ -36,7 +36,7 @@ def check_embedded(recipe: Recipe) -> Path | None:
 
 
 def render_missing(recipe: Recipe, *, workers: int) -> None:
-    """Render the data set unless both manifests exist. Called on rank 0 only.
+    """Render the data set unless both manifests exist; continues an interrupted rendering. Rank 0 calls it.
 
     workers: number of processes. Raises RecipeError and RunError as `check_embedded` does.
     """
@@ -44,4 +44,4 @@ def render_missing(recipe: Recipe, *, workers: int) -> None:
     if root is None or embedded is None:
         return
     with show_progress(f"rendering {root}") as progress:
-        render(root, **embedded.model_dump(), workers=workers, progress=progress)
+        render(root, **embedded.model_dump(), workers=workers, progress=progress, note=print)

@@ -189,21 +189,62 @@ def test_videos_show_the_drawn_frames_with_even_quality(motion_set):
     assert max(first, middle, last) - min(first, middle, last) < 0.5
 
 
-def test_an_interrupted_rendering_leaves_no_manifest_and_can_be_repeated(motion_set, tmp_path):
-    def stop(done, total):
+def interrupt(root: Path, **settings: int) -> None:
+    """Render until ten of 48 clips are written."""
+
+    def stop(done: int, total: int) -> None:
         if done == 10:
             raise KeyboardInterrupt
 
+    with pytest.raises(KeyboardInterrupt):
+        render(root, train_clips=32, val_clips=16, progress=stop, **settings)
+
+
+def test_an_interrupted_rendering_leaves_no_manifest_and_is_continued(motion_set, tmp_path):
     for name in ("train.arrow", "val.arrow"):
         (tmp_path / name).write_text("of other videos, which are about to be overwritten")
-    with pytest.raises(KeyboardInterrupt):
-        render(tmp_path, train_clips=32, val_clips=16, seed=0, progress=stop)
+    interrupt(tmp_path, seed=0)
     assert not list(tmp_path.glob("*.arrow*"))
-    some_video = next(tmp_path.rglob("*.mp4"))
-    partial_path(some_video).write_bytes(some_video.read_bytes()[:100])
-    some_video.unlink()
-    render(tmp_path, train_clips=32, val_clips=16, seed=0)
+    videos = sorted(path for path in tmp_path.rglob("*.*") if path.suffix in (".webm", ".mp4", ".avi"))
+    assert len(videos) == 10
+    partial_path(videos[0]).write_bytes(videos[0].read_bytes()[:100])
+    videos[0].unlink()
+    videos[1].write_bytes(videos[1].read_bytes()[:100])
+    videos[2].write_bytes(bytes(videos[2].stat().st_size))
+    log = tmp_path / "rendering.log"
+    lines = log.read_bytes().splitlines(keepends=True)
+    swapped = next(i for i, line in enumerate(lines) if videos[3].name.encode() in line)
+    lines[swapped] = lines[swapped].replace(b'"width": ', b'"width": 1')  # a flipped bit of a row
+    log.write_bytes(b"".join(lines)[:-20] + b"\xff")  # the last line is cut
+    kept = {path: path.stat().st_mtime_ns for path in videos[4:]}
+    calls, notes = [], []
+    render(
+        tmp_path,
+        train_clips=32,
+        val_clips=16,
+        seed=0,
+        progress=lambda *call: calls.append(call),
+        note=notes.append,
+    )
+    unchanged = [path for path, changed in kept.items() if path.stat().st_mtime_ns == changed]
+    assert len(unchanged) >= 5 and calls[-1] == (48 - len(unchanged), 48 - len(unchanged))
+    assert notes == [f"{len(unchanged)} of 48 videos are kept from an interrupted rendering"]
     assert content(tmp_path) == content(motion_set.root)
+
+
+@pytest.mark.parametrize("change", ["seed", "renderer"])
+def test_videos_of_other_settings_or_another_renderer_are_not_kept(
+    motion_set, tmp_path, monkeypatch, change
+) -> None:
+    if change == "renderer":
+        with monkeypatch.context() as patch:
+            patch.setattr(motion.av, "__version__", "0.0.0")
+            interrupt(tmp_path, seed=0)
+    else:
+        interrupt(tmp_path, seed=1)
+    notes: list[str] = []
+    render(tmp_path, train_clips=32, val_clips=16, seed=0, note=notes.append)
+    assert not notes and content(tmp_path) == content(motion_set.root)
 
 
 @pytest.mark.parametrize(
