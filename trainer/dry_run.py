@@ -36,6 +36,7 @@ from trainer.setup.preparation import (
     BATCH_NORM_CLIPS,
     Preparation,
     check_decoder,
+    fp8_notes,
     memory_notes,
     model_config,
     prepare,
@@ -127,12 +128,14 @@ def check(
             problems.note(f"engine.{name} is {value}, but torch sees no GPU here")
     if layout is not None:
         config = model_config(recipe, len(class_names) or 1, layout.recomputed_blocks)
+        if prepared is None:
+            notes += fp8_notes(recipe, config, layout, ranks, available.kind)
         if not _resumes(folder, resume):  # a resumed training does not read the file
             starting = problems.attempt(lambda: _starting(recipe, config, class_names)) or ()
         if not class_names and recipe.model.num_classes is None:
             figures = "computed for 1 class: the manifest, which has the class names, is missing"
             _print_list("figures", [figures])
-        facts = _facts(recipe, config, ranks, layout, videos, available.kind == "cuda")
+        facts = _facts(recipe, config, ranks, layout, videos, available.kind)
         table = facts_table(facts, wraps=True)
         table.add_row("memory per rank", f"{_memory(recipe, config, ranks, layout, available)} of {whose}")
         Console().print(table)
@@ -226,9 +229,9 @@ def _facts(
     ranks: int,
     layout: BatchPlan,
     videos: int,
-    on_gpu: bool,
+    kind: str,
 ) -> Iterator[tuple[str, str]]:
-    """Names and values. videos: for training; 0 where they are not known."""
+    """Names and values. videos: for training; 0 where they are not known. kind: of device."""
     batch, of_step = recipe.optimisation.global_batch, train_step_flops(config)
     classes = f"{config.num_classes} class{'es' * (config.num_classes != 1)}"
     size = f"{config.frames} frames of {config.resolution} px, {classes}"
@@ -236,6 +239,8 @@ def _facts(
     yield "model", f"{recipe.model.preset}, {recipe.model.form}: {size}"
     trained = trainable_parameter_count(config)
     yield "parameters", f"{parameter_count(config):,}, of which {trained:,} are trained"
+    precision = choose_precision(recipe.engine.precision, torch.device(kind))
+    yield "precision", precision + ", products of the blocks' linear layers in FP8" * recipe.engine.fp8
     of_view = format_gmacs(multiply_accumulates(config) / 1e9)
     yield "cost", f"{of_view} a view; {_flop(of_step)} a clip and training step"
     each = f"{layout.micro_batch} clips x {layout.accumulation} accumulated"
@@ -250,7 +255,7 @@ def _facts(
         epochs = f"of {recipe.optimisation.epochs:g} epochs"
         yield "steps", f"{epochs}; their number depends on the missing manifest"
     yield "evaluation", f"clips x crops of a video: {recipe.evaluation.clips} x {recipe.evaluation.crops}"
-    if on_gpu and total:
+    if kind == "cuda" and total:
         yield "GPU time", _gpu_time(total, ranks)
 
 

@@ -1,5 +1,6 @@
 """`--check`: the printed figures, and the reasons why a run could not start."""
 
+import re
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -109,6 +110,26 @@ def test_with_ranks_the_batch_plan_is_for_an_assumed_gpu(check_output) -> None:
     ):
         assert line in text, line
     assert "8 ranks x 16 clips x 1 accumulated" in text
+
+
+@needs_no_gpu
+def test_fp8_is_named_and_noted_where_it_is_slower_on_paper(check_output) -> None:
+    small = "overrides: {depth: 2, global_layers: [1]}"
+    fixed = (
+        "engine={micro_batch: 16, fp8: true}",
+        f"model={{preset: b16, form: scene, frames: 8, {small}}}",
+    )
+    text = check_output(*fixed, ranks=8)
+    assert "bf16, products of the blocks' linear layers in FP8" in text
+    (note,) = [line for line in text.splitlines() if "engine.fp8 makes a step slower" in line]
+    times = re.search(
+        r"([\d.]+) ms a clip, ([\d.]+) without .* set engine.compile to true \(([\d.]+) ms\)", note
+    )
+    assert times is not None
+    uncompiled, plain, compiled = map(float, times.groups())
+    assert uncompiled > plain > compiled
+    assert "makes a step slower" not in check_output(*fixed, "engine.compile=true", ranks=8)
+    assert "FP8" not in check_output(*fixed, "engine.fp8=false", ranks=8)
 
 
 def test_on_a_cpu_the_memory_of_this_machine_counts(check_output) -> None:

@@ -9,7 +9,7 @@ from trainer.config.schema import Recipe
 from trainer.engine.batch_split import split_batch
 from trainer.engine.memory_advice import Choices, advice
 from trainer.engine.memory_estimate import GIB, AvailableMemory, MemoryEstimate, MemoryModel
-from trainer.engine.step_cost import StepCost
+from trainer.engine.step_cost import StepCost, describe_device
 from trainer.errors import RunError
 from trainer.system.device import Precision
 
@@ -193,10 +193,8 @@ def _why_fastest(choices: Choices, ranked: Sequence[tuple[Plan, float | None]]) 
         (f"micro-batch {size}, {blocks} of {depth} blocks recomputed, ZeRO {stage}", 1000 * (seconds or 0.0))
         for (stage, size, blocks), seconds in ranked
     )
-    device = "two CPU cores" if choices.memory.kind == "cpu" else "an H100"
-    compiled = "compiled" if choices.memory.compiled else "not compiled"
     return (
-        f"{first}: {seconds:.1f} ms a clip on paper ({device}, {compiled}), the fastest that "
+        f"{first}: {seconds:.1f} ms a clip on paper ({describe_device(choices.memory)}), the fastest that "
         "fits; others: " + "; ".join(f"{plan}: {slower:.1f} ms" for plan, slower in others[:2])
     )
 

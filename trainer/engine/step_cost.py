@@ -135,6 +135,12 @@ class StepCost:
         return _record(config, self._dtype, self.memory.compiled, self.fp8, self._on_cpu)
 
 
+def describe_device(memory: MemoryModel) -> str:
+    """The device that the times are of, and whether the model is compiled."""
+    device = "two CPU cores" if memory.kind == "cpu" else "an H100"
+    return f"{device}, {'compiled' if memory.compiled else 'not compiled'}"
+
+
 @dataclass(frozen=True, eq=False)
 class _Kernels:
     """The kernels of a micro-batch of any size. Hashed by identity."""

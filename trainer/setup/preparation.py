@@ -24,7 +24,8 @@ from trainer.checkpoint.metadata import WEIGHTS
 from trainer.config.schema import AugmentationSection, OptimisationSection, Recipe
 from trainer.distributed.manifest_cache import open_manifest
 from trainer.engine.batch_plan import BatchPlan, choose_batch_plan
-from trainer.engine.memory_estimate import AvailableMemory
+from trainer.engine.memory_estimate import AvailableMemory, MemoryModel
+from trainer.engine.step_cost import StepCost, describe_device
 from trainer.errors import RecipeError, RunError
 from trainer.inference.preprocessing import Preprocessing
 from trainer.system.device import choose_precision
@@ -99,7 +100,13 @@ def prepare(
             recipe.evaluation.crops,
             recipe.augmentation.max_short_side,
         ),
-        (*notes, *embedded_size_notes(recipe, train, val), *layout.why, *memory_notes(layout)),
+        (
+            *notes,
+            *embedded_size_notes(recipe, train, val),
+            *layout.why,
+            *memory_notes(layout),
+            *fp8_notes(recipe, config, layout, world_size, available.kind),
+        ),
     )
 
 
@@ -156,6 +163,36 @@ def memory_notes(layout: BatchPlan) -> tuple[str, ...]:
     if not layout.advice:
         return ()
     return (f"the estimate exceeds the available memory. Possible remedies: {'; or '.join(layout.advice)}",)
+
+
+def fp8_notes(
+    recipe: Recipe, config: UniFormerV2Config, layout: BatchPlan, world_size: int, kind: str
+) -> tuple[str, ...]:
+    """A note where products in FP8 make a step slower, on paper. kind: of device."""
+    engine = recipe.engine
+    if not engine.fp8:
+        return ()
+    precision = choose_precision(engine.precision, torch.device(kind))
+    memory = MemoryModel.of(recipe, config, ranks=world_size, precision=precision, kind=kind)
+    share = layout.micro_batch * layout.accumulation
+    plan = layout.zero_stage, layout.micro_batch, layout.recomputed_blocks
+
+    def milliseconds(*, fp8: bool, compiled: bool) -> float:
+        cost = StepCost(dataclasses.replace(memory, compiled=compiled), share, fp8)
+        return 1000 * cost.seconds_per_clip(*plan)
+
+    slow, plain = (milliseconds(fp8=fp8, compiled=engine.compile) for fp8 in (True, False))
+    if slow <= plain:
+        return ()
+    remedies = ["set engine.fp8 to false"]
+    if not engine.compile and layout.zero_stage < 3:
+        compiled = milliseconds(fp8=True, compiled=True)
+        if compiled < milliseconds(fp8=False, compiled=True):
+            remedies.insert(0, f"set engine.compile to true ({compiled:.1f} ms)")
+    return (
+        f"engine.fp8 makes a step slower on paper: {slow:.1f} ms a clip, {plain:.1f} without "
+        f"({describe_device(memory)}): {', or '.join(remedies)}",
+    )
 
 
 def train_manifests(manifests: Sequence[Manifest], ratios: Sequence[float] | None) -> tuple[Part, ...]:

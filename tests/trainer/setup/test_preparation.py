@@ -217,6 +217,11 @@ def test_products_in_fp8_need_multiples_of_16(folder: Path) -> None:
         )
 
 
+def test_products_in_fp8_on_a_cpu_have_a_note(folder: Path) -> None:
+    (note,) = prepared("engine.fp8=true").notes
+    assert note.startswith("engine.fp8 makes a step slower") and note.endswith(": set engine.fp8 to false")
+
+
 def test_the_resolved_flip_is_the_resume_setting(folder: Path) -> None:
     made(folder / "train.arrow", 40, SIDED)
     made(folder / "val.arrow", 8, SIDED)
