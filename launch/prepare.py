@@ -74,10 +74,8 @@ def run(command: list[str]) -> int:
         args = merge_arguments(args.manifest, parse)
     if args.job == "motion":
         with show_progress("rendering") as progress:
-            clips = {"train_clips": args.train_clips, "val_clips": args.val_clips}
-            made = render(
-                args.root, **clips, seed=args.seed, workers=args.workers, progress=progress, note=print
-            )
+            settings = {name: getattr(args, name) for name in ("train_clips", "val_clips", "seed", "workers")}
+            made = render(args.root, **settings, progress=progress, note=print)
         print("wrote", *map(printable, made))
     elif "run" in args:
         exit_code: int = args.run(args)
