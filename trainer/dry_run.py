@@ -22,6 +22,7 @@ from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.split_overlap import overlap_notes
 from pipelines.errors import DataError
 from pipelines.synthetic.motion import CLASS_NAMES
+from trainer.checkpoint.metadata import TrainState
 from trainer.checkpoint.retention import Retention
 from trainer.config.schema import Recipe
 from trainer.distributed.manifest_cache import open_manifest
@@ -49,6 +50,7 @@ from trainer.setup.start_checks import (
     check_run_dir,
     check_tracking,
     check_videos,
+    resumed_state,
     short_side_notes,
 )
 from trainer.setup.starting_weights import plan_starting_weights
@@ -105,7 +107,7 @@ def check(
     notes: list[str] = []
     prepared = None
     if not absent:
-        prepared, notes = _prepared(recipe, ranks, available, problems)
+        prepared, notes = _prepared(recipe, ranks, available, problems, resumed_state(folder, resume))
     elif recipe.data.embedded is None:
         for name, path in absent:
             problems.note(f"{name}: no manifest at {path}; make it with uniformerv2 prepare")
@@ -154,7 +156,11 @@ def check(
 
 
 def _prepared(
-    recipe: Recipe, ranks: int, available: AvailableMemory, problems: _Problems
+    recipe: Recipe,
+    ranks: int,
+    available: AvailableMemory,
+    problems: _Problems,
+    resumed: TrainState | None,
 ) -> tuple[Preparation | None, list[str]]:
     """The resolved recipe and the notes; None where the recipe cannot be resolved."""
     opened = [problems.attempt(partial(open_manifest, path)) for _, path in recipe.data.manifest_fields]
@@ -162,7 +168,7 @@ def _prepared(
     if len(found) < len(opened):
         return None, []
     notes = list(problems.attempt(lambda: check_videos(recipe, found)) or ())
-    prepared = problems.attempt(lambda: prepare(recipe, ranks, available))
+    prepared = problems.attempt(lambda: prepare(recipe, ranks, available, resumed=resumed))
     if prepared is not None:
         train, val = prepared.train, prepared.val
         problems.attempt(lambda: check_decoder(recipe, train, gpu=available.kind == "cuda"))

@@ -16,7 +16,12 @@ from trainer.builder import MLFLOW_SECONDS, Builder, dry_run_batch
 from trainer.checkpoint.restore import restore
 from trainer.checkpoint.retention import Retention
 from trainer.config.schema import Recipe
-from trainer.distributed.collectives import check_same_on_all_ranks, gather_distinct, run_on_all_ranks
+from trainer.distributed.collectives import (
+    broadcast_from_main,
+    check_same_on_all_ranks,
+    gather_distinct,
+    run_on_all_ranks,
+)
 from trainer.distributed.environment import (
     Environment,
     cores_per_rank,
@@ -37,7 +42,13 @@ from trainer.results import write_results
 from trainer.resume import Start, find_start
 from trainer.setup.embedded_data import render_missing
 from trainer.setup.preparation import Preparation, check_decoder, prepare
-from trainer.setup.start_checks import check_resume, check_run_dir, check_tracking, check_videos
+from trainer.setup.start_checks import (
+    check_resume,
+    check_run_dir,
+    check_tracking,
+    check_videos,
+    resumed_state,
+)
 from trainer.system.device import check_fp8, set_device, set_numerics
 from trainer.tracking.mlflow_tracker import Status
 from trainer.tracking.run_reference import archive_tracking
@@ -99,7 +110,7 @@ class Run:
     def train(self, resume: str, allowed: Sequence[str]) -> int:
         """Returns the exit code."""
         check_same_on_all_ranks("the recipe", self.recipe.to_yaml())
-        prepared = self._prepare()
+        prepared = self._prepare(resume)
         with ExitStack() as stack:
             stack.push(self._release_folder)
             run_on_all_ranks(self._acquire_folder)
@@ -143,7 +154,7 @@ class Run:
             dist.barrier()
             return code
 
-    def _prepare(self) -> Preparation:
+    def _prepare(self, resume: str) -> Preparation:
         """Run the checks that need no model, and open the manifests. Collective."""
         recipe = self.recipe
         run_on_all_ranks(self._check_place)
@@ -153,7 +164,10 @@ class Run:
         node_copy = recipe.data.node_copy
         paths = [path for _, path in recipe.data.manifest_fields]
         run_on_all_ranks(lambda: prefetch_manifests(paths, self.environment, node_copy))
-        prepared = run_on_all_ranks(lambda: prepare(recipe, self.environment.world_size, memory, node_copy))
+        resumed = broadcast_from_main(resumed_state(self.folder, resume) if self.is_main else None)
+        prepared = run_on_all_ranks(
+            lambda: prepare(recipe, self.environment.world_size, memory, node_copy, resumed)
+        )
         gpu = self.environment.device.type == "cuda"
         run_on_all_ranks(lambda: check_decoder(recipe, prepared.train, gpu=gpu))
         opened = [*prepared.train.manifests, *prepared.val.manifests]

@@ -238,7 +238,7 @@ def test_an_assumed_number_of_batch_norm_clips_is_noted(check_output, videos, tm
     checkpoint.mkdir(parents=True)
 
     def keep(**others: object) -> None:
-        write_state(checkpoint, TrainState(3, 0, 0, {}, 3, 16, 1, {**kept, **others}, 0.0, {}))
+        write_state(checkpoint, TrainState(3, 0, 0, {}, 3, 16, 1, {**kept, **others}, 0.0, {}, 1))
 
     keep(**{BATCH_NORM_CLIPS: 512})
     fixed = "engine.micro_batch=2"
@@ -248,6 +248,8 @@ def test_an_assumed_number_of_batch_norm_clips_is_noted(check_output, videos, tm
         assert f"which --check assumes: {BATCH_NORM_CLIPS}: 512 in checkpoint {checkpoint}, " in notes
     assert f"{BATCH_NORM_CLIPS}: 512 then, 4 now" in refusal(check_output(*ON_CPU, fixed, ranks=2))
     assert "--check assumes" not in check_output(*ON_CPU, allowed=[BATCH_NORM_CLIPS])
+    keep(**{BATCH_NORM_CLIPS: 16})
+    assert "micro-batch 16 as in the checkpoint" in check_output(*ON_CPU)
     keep(**{BATCH_NORM_CLIPS: 512, "seed": 1})
     reasons = refusal(check_output(*ON_CPU))
     assert "seed: 1 then, 0 now" in reasons and BATCH_NORM_CLIPS not in reasons

@@ -11,9 +11,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from tests.conftest import MotionSet
 from tests.trainer.lock_holder import find_holder
 from tests.trainer.ranks import Ranks
 from trainer.builder import EXIT_SECONDS, MLFLOW_SECONDS, Builder, exit_seconds
+from trainer.checkpoint.metadata import TrainState, write_state
 from trainer.config.load import load_recipe
 from trainer.distributed.collectives import run_on_all_ranks
 from trainer.distributed.environment import find_environment
@@ -80,6 +82,22 @@ def test_a_folder_that_cannot_be_tidied_is_refused_in_words(tmp_path: Path) -> N
     with Ranks(1) as ranks:
         (said,) = ranks.run(refused_folder, tmp_path)
     assert str(tmp_path) in said and in_the_way.name in said and "resource busy" in said
+
+
+def batch_of_a_resumed_run(manifests: Path, run_dir: Path) -> int:
+    """Clips per rank and forward pass, where memory is free for all eight clips of the global batch."""
+    changes = (f"data.{part}={manifests / part}.arrow" for part in ("train", "val"))
+    recipe = load_recipe(SMALL, [*changes, "engine.micro_batch=auto"])
+    return Run(recipe, RunDir(run_dir), find_environment("cpu"))._prepare("auto").layout.micro_batch
+
+
+def test_a_resumed_run_keeps_the_micro_batch_of_its_checkpoint(motion_set: MotionSet, tmp_path: Path) -> None:
+    with Ranks(1) as ranks:
+        assert ranks.run(batch_of_a_resumed_run, motion_set.root, tmp_path) == [8]
+        checkpoint = tmp_path / "checkpoints" / "step-0000003"
+        checkpoint.mkdir(parents=True)
+        write_state(checkpoint, TrainState(3, 0, 0, {}, 3, 1, 1, {}, 0.0, {}, micro_batch=2))
+        assert ranks.run(batch_of_a_resumed_run, motion_set.root, tmp_path) == [2]
 
 
 def leave_with(error: Exception, run_dir: Path) -> tuple[bool, bool]:

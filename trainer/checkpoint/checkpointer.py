@@ -147,6 +147,7 @@ class Checkpointer:
             settings=self.settings,
             saved_at=time.time(),
             description=self.description,
+            micro_batch=engine.micro_batch,
         )
         snapshot.capture()
         self._save = _Save(state, lambda: snapshot.write(partial / shard_name(dist.get_rank())))

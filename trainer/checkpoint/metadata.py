@@ -64,6 +64,8 @@ class TrainState(Progress):
     """When it was saved, in seconds since 1970."""
     description: dict[str, Any]
     """What is needed to use the weights: `model`, `class_names`, `preprocessing`, `recipe`."""
+    micro_batch: Annotated[int, Field(strict=True, gt=0, le=2**31)] | None = None
+    """Clips per rank and forward pass; None in checkpoints of earlier versions."""
 
 
 _STORED = TypeAdapter(TrainState)

@@ -35,6 +35,23 @@ class BatchPlan:
     """Where the recipe's numbers do not fit by the estimate: what would make them fit."""
 
 
+@dataclass(frozen=True)
+class EarlierPlan:
+    """Of the plan that wrote a checkpoint, what a resumed run must keep for equal results."""
+
+    micro_batch: int
+    zero_stage: int | None
+    """None where any will do."""
+
+    def __str__(self) -> str:
+        stage = "" if self.zero_stage is None else f" and ZeRO stage {self.zero_stage}"
+        return f"micro-batch {self.micro_batch}{stage}"
+
+    def matches(self, plan: Plan) -> bool:
+        stage, size, _ = plan  # recomputed blocks change memory and time only
+        return size == self.micro_batch and self.zero_stage in (None, stage)
+
+
 def choose_batch_plan(
     recipe: Recipe,
     config: UniFormerV2Config,
@@ -42,17 +59,20 @@ def choose_batch_plan(
     *,
     precision: Precision,
     available: AvailableMemory,
+    earlier: EarlierPlan | None = None,
 ) -> BatchPlan:
     """The plan that the recipe asks for, with its `auto` fields fitted to the memory.
 
     It is the plan of the least time a clip, on paper (`StepCost`), of those that fit; of equal ones, that
     with the least recomputation, then the lowest stage. Numbers of the recipe are kept, with advice where
-    they do not fit by the estimate.
+    they do not fit by the estimate. A resumed run keeps the earlier plan where it fits and the recipe allows
+    it: memory may be free now that was not free then, and another plan rounds differently.
 
     Args:
         config: of the model; its recomputed blocks are ignored.
         precision: `engine.precision`, resolved.
         available: of the rank that has least; all ranks must pass the same value, to choose the same plan.
+        earlier: of the checkpoint that is resumed.
 
     Raises:
         RecipeError: the global batch cannot be divided so.
@@ -77,7 +97,8 @@ def choose_batch_plan(
     candidates = _candidates(choices)
     if not candidates:
         raise RunError(_nothing_fits(choices, possible))
-    ranked = _ranked(candidates, StepCost(choices.memory, share, fp8=engine.fp8))
+    kept = [] if earlier is None else [plan for plan in candidates if earlier.matches(plan)]
+    ranked = _ranked(kept or candidates, StepCost(choices.memory, share, fp8=engine.fp8))
     found, _ = ranked[0]
     stage, size, recomputed = found
     if engine.micro_batch == "auto":
@@ -91,6 +112,13 @@ def choose_batch_plan(
         notes.append(_why_recomputed(choices, *found))
     if engine.zero_stage == "auto":
         notes.append(_why_stage(choices, *found))
+    if kept:
+        notes.append(f"{earlier} as in the checkpoint, for equal results")
+    elif earlier is not None:
+        notes.append(
+            f"the checkpoint was written with {earlier}, which does not fit or differs from the recipe: "
+            "results will differ from those of a run that was not stopped, by rounding"
+        )
     if len(ranked) > 1:
         notes.append(_why_fastest(choices, ranked))
     return BatchPlan(stage, size, share // size, recomputed, tuple(notes))

@@ -20,10 +20,10 @@ from pipelines.dataset.concat import Dataset, check_same_classes
 from pipelines.dataset.manifest import Manifest
 from pipelines.errors import VideoError
 from pipelines.sampling.sampler import Part, TrainSampler
-from trainer.checkpoint.metadata import WEIGHTS
+from trainer.checkpoint.metadata import WEIGHTS, TrainState
 from trainer.config.schema import AugmentationSection, OptimisationSection, Recipe
 from trainer.distributed.manifest_cache import open_manifest
-from trainer.engine.batch_plan import BatchPlan, choose_batch_plan
+from trainer.engine.batch_plan import BatchPlan, EarlierPlan, choose_batch_plan
 from trainer.engine.memory_estimate import AvailableMemory, MemoryModel
 from trainer.engine.step_cost import StepCost, describe_device
 from trainer.errors import RecipeError, RunError
@@ -62,12 +62,17 @@ class Preparation:
 
 
 def prepare(
-    recipe: Recipe, world_size: int, available: AvailableMemory, node_copy: Path | None = None
+    recipe: Recipe,
+    world_size: int,
+    available: AvailableMemory,
+    node_copy: Path | None = None,
+    resumed: TrainState | None = None,
 ) -> Preparation:
     """Open the manifests, and check that data, model, batch and memory fit together.
 
     available: the smallest memory of any rank. node_copy: folder with the copies of the manifests that
-    `manifest_cache.prefetch_manifests` made; the copies are opened instead of the manifests.
+    `manifest_cache.prefetch_manifests` made; the copies are opened instead of the manifests. resumed: of the
+    checkpoint that is resumed, whose batch plan is kept.
 
     Raises UserError, DataError or ModelError where they do not fit.
     """
@@ -83,7 +88,14 @@ def prepare(
             f"model.num_classes to {len(train.class_names)}, or to null"
         )
     precision = choose_precision(recipe.engine.precision, torch.device(available.kind))
-    layout = choose_batch_plan(recipe, config, world_size, precision=precision, available=available)
+    layout = choose_batch_plan(
+        recipe,
+        config,
+        world_size,
+        precision=precision,
+        available=available,
+        earlier=_earlier_plan(resumed, config, world_size),
+    )
     config = model_config(recipe, len(train.class_names), layout.recomputed_blocks)
     flip, notes = resolve_flip(recipe, train.class_names)
     return Preparation(
@@ -108,6 +120,19 @@ def prepare(
             *fp8_notes(recipe, config, layout, world_size, available.kind),
         ),
     )
+
+
+def _earlier_plan(state: TrainState | None, config: UniFormerV2Config, world_size: int) -> EarlierPlan | None:
+    """What to keep of the plan that wrote a checkpoint. With another number of ranks, whose roundings differ
+    anyway, that is the number of clips that a batch norm sees."""
+    if state is None or state.micro_batch is None:
+        return None
+    if state.world_size == world_size:
+        return EarlierPlan(state.micro_batch, state.zero_stage)
+    clips = state.micro_batch * state.world_size
+    if config.has_batch_norm and clips % world_size == 0:
+        return EarlierPlan(clips // world_size, None)
+    return None
 
 
 def model_config(recipe: Recipe, data_classes: int, recomputed_blocks: int = 0) -> UniFormerV2Config:

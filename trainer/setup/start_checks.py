@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -112,35 +113,48 @@ def check_checkpoint(
     Returns the notes. Raises RunError where other settings differ. Reads the checkpoint's metadata, no
     tensors.
     """
-    state = None
-    if resume == "auto":
-        kept = Retention(folder.checkpoints).visible()
-        found, state = _newest(kept)
-    elif resume != "never":
-        found, state = Path(resume), read_state(Path(resume))
-    if state is None:
+    resumed = _read_resumed(folder, resume)
+    if resumed is None:
         check_allowed_names(allowed, settings)
-    else:
-        then = state.settings
-        other = [name for name in assumed if name in then.keys() & settings and then[name] != settings[name]]
-        check_settings_unchanged(found, state, settings, [*allowed, *other])
-        return tuple(
-            f"with these ranks and memory, which --check assumes: {name}: {then[name]} in checkpoint "
-            f"{found}, {settings[name]} now. With these values the run would not resume"
-            for name in other
-            if name not in allowed
-        )
-    return ()
+        return ()
+    found, state = resumed
+    then = state.settings
+    other = [name for name in assumed if name in then.keys() & settings and then[name] != settings[name]]
+    check_settings_unchanged(found, state, settings, [*allowed, *other])
+    return tuple(
+        f"with these ranks and memory, which --check assumes: {name}: {then[name]} in checkpoint "
+        f"{found}, {settings[name]} now. With these values the run would not resume"
+        for name in other
+        if name not in allowed
+    )
 
 
-def _newest(kept: Sequence[Path]) -> tuple[Path, TrainState | None]:
-    """The newest of these checkpoints with readable metadata. Raises CheckpointError if all are damaged."""
+def resumed_state(folder: RunDir, resume: str) -> TrainState | None:
+    """The metadata of the checkpoint that a run would resume from. None for a new training, and where it
+    cannot be read, which `check_checkpoint` and the start report.
+    """
+    with suppress(CheckpointError):
+        resumed = _read_resumed(folder, resume)
+        return None if resumed is None else resumed[1]
+    return None
+
+
+def _read_resumed(folder: RunDir, resume: str) -> tuple[Path, TrainState] | None:
+    """The checkpoint that a run would resume from, and its metadata; None for a new training.
+
+    The newest one with readable metadata, or the one that `resume` names; the tensors are not read. Raises
+    CheckpointError where none can be read.
+    """
+    if resume == "never":
+        return None
+    if resume != "auto":
+        return Path(resume), read_state(Path(resume))
     problem = None
-    for path in reversed(kept):
+    for path in reversed(Retention(folder.checkpoints).visible()):
         try:
             return path, read_state(path)
         except CheckpointError as error:
             problem = problem or error
     if problem is not None:
         raise problem
-    return Path(), None
+    return None

@@ -10,7 +10,14 @@ import pytest
 
 from models import UniFormerV2Config, build_config
 from trainer.config.schema import Recipe
-from trainer.engine.batch_plan import BatchPlan, Plan, _stages, choose_batch_plan, order_of_plans
+from trainer.engine.batch_plan import (
+    BatchPlan,
+    EarlierPlan,
+    Plan,
+    _stages,
+    choose_batch_plan,
+    order_of_plans,
+)
 from trainer.engine.memory_estimate import GIB, AvailableMemory, MemoryEstimate, MemoryModel
 from trainer.engine.step_cost import StepCost
 from trainer.errors import RecipeError, RunError
@@ -39,10 +46,17 @@ def chosen(
     ranks: int = 8,
     config: UniFormerV2Config = L14,
     precision: Precision = "fp32",
+    earlier: EarlierPlan | None = None,
     **batch: int,
 ) -> BatchPlan:
-    available = AvailableMemory("cuda", int(gib * GIB))
-    return choose_batch_plan(recipe(engine, **batch), config, ranks, precision=precision, available=available)
+    return choose_batch_plan(
+        recipe(engine, **batch),
+        config,
+        ranks,
+        precision=precision,
+        available=AvailableMemory("cuda", int(gib * GIB)),
+        earlier=earlier,
+    )
 
 
 def need(plan: BatchPlan, ranks: int = 8, precision: Precision = "fp32", **changes: int) -> MemoryEstimate:
@@ -146,6 +160,23 @@ def test_more_memory_never_makes_it_worse() -> None:
     costs = [seconds(plan) for plan in plans]
     assert costs == sorted(costs, reverse=True)
     assert plans[0].recomputed_blocks > plans[-1].recomputed_blocks == 0
+
+
+def test_a_resumed_run_keeps_its_plan_where_it_fits() -> None:
+    first, free = chosen(40), chosen(400)
+    assert plain(first)[:2] != plain(free)[:2]
+    earlier = EarlierPlan(first.micro_batch, first.zero_stage)
+    for gib in (40, 60, 400):
+        plan = chosen(gib, earlier=earlier)
+        assert plain(plan)[:3] == plain(first)[:3]
+        assert plan.recomputed_blocks <= first.recomputed_blocks
+        assert f"micro-batch {first.micro_batch} and ZeRO stage {first.zero_stage} as in" in plan.why[-1]
+    less = chosen(20, earlier=EarlierPlan(free.micro_batch, free.zero_stage))
+    assert plain(less) == plain(chosen(20)) and "by rounding" in " ".join(less.why)
+    other = chosen(400, {"zero_stage": 2, "micro_batch": "auto"}, earlier=earlier)
+    assert other.zero_stage == 2 and "differs from the recipe" in other.why[-1]
+    any_stage = chosen(400, earlier=EarlierPlan(first.micro_batch, None))
+    assert plain(any_stage) == (0, first.micro_batch, first.accumulation, 0)
 
 
 def test_each_field_may_be_left_to_auto_alone() -> None:

@@ -11,9 +11,11 @@ from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import Manifest, ManifestRow, write_manifest
 from pipelines.errors import DataError
 from tests.pipelines.damaged_manifests import change_rows
+from trainer.checkpoint.metadata import TrainState
 from trainer.config.load import load_recipe
 from trainer.config.schema import Recipe
 from trainer.distributed.manifest_cache import open_manifest
+from trainer.engine.batch_plan import BatchPlan
 from trainer.engine.memory_estimate import GIB, AvailableMemory
 from trainer.errors import RecipeError, RunError
 from trainer.setup.preparation import Preparation, check_decoder, model_config, prepare, resume_settings
@@ -237,6 +239,19 @@ def test_with_batch_norm_its_number_of_clips_is_a_resume_setting(folder: Path) -
     assert {name: (one[name], two[name]) for name in one if one[name] != two[name]} == {
         "clips that a batch norm sees (engine.micro_batch x ranks)": (16, 4)
     }
+
+
+def resumed(batch: int | None, ranks: int, *overrides: str) -> BatchPlan:
+    """The plan of two ranks that resume a run of so many ranks and clips per forward pass."""
+    state = TrainState(3, 0, 0, {}, 3, ranks, 1, {}, 0.0, {}, batch)
+    available = AvailableMemory("cpu", 16 * GIB)
+    return prepare(recipe("engine=auto", *overrides), 2, available, resumed=state).layout
+
+
+def test_auto_keeps_the_plan_of_the_checkpoint(folder: Path) -> None:
+    temporal = "model.form=temporal"
+    plans = [resumed(2, 2), resumed(2, 4), resumed(2, 4, temporal), resumed(None, 2)]
+    assert [(plan.zero_stage, plan.micro_batch) for plan in plans] == [(1, 2), (0, 8), (0, 4), (0, 8)]
 
 
 def test_each_value_chosen_for_auto_has_a_note(folder: Path) -> None:
