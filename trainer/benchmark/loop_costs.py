@@ -13,6 +13,7 @@ from statistics import median
 from typing import Any
 
 from pipelines.arguments import integer
+from pipelines.worker_pool import usable_cores
 from trainer.benchmark.arguments import add_common, add_recipe, add_timeout, positive
 from trainer.benchmark.child import MeasurementError, run_child
 from trainer.benchmark.report import BenchmarkReport, ResultTable, interference
@@ -20,6 +21,7 @@ from trainer.config.load import load_recipe
 from trainer.config.recipe_names import find_recipe
 from trainer.errors import RunError
 from trainer.monitoring.progress import show_progress
+from trainer.setup.embedded_data import render_missing
 
 HELP = "where each millisecond of a training step goes, for a recipe"
 WARM = 5
@@ -44,7 +46,8 @@ def run(args: argparse.Namespace, report: BenchmarkReport) -> None:
     Raises RecipeError for a recipe that is wrong, RunError for what `train` would refuse and for a training
     that ends too early, MeasurementError where one fails otherwise.
     """
-    load_recipe(find_recipe(args.recipe), args.set)
+    recipe = load_recipe(find_recipe(args.recipe), args.set)
+    render_missing(recipe, workers=usable_cores())  # here, as the output of the trainings is not shown
     threads = len(os.sched_getaffinity(0))
     args.out.mkdir(parents=True, exist_ok=True)
     with show_progress("training") as progress:

@@ -104,12 +104,13 @@ def test_the_peak_is_that_of_the_tensors_that_live_at_the_same_time():
     assert 32 < int(done.stdout) / 2**20 < 37
 
 
-def test_train_adds_up_to_the_whole_step(tmp_path, motion_set_settings):
+def test_train_adds_up_to_the_whole_step(tmp_path, motion_set_settings, capsys):
     sizes = ["--steps", "4", "--repeats", "1", "--loader-seconds", "0.3"]
     run = tmp_path / "train-0/config.yaml"  # as of a user's run
     run.parent.mkdir()
     run.touch()
     content = job(tmp_path, "train", *sizes, *motion_set_settings)
+    assert f"rendering {tmp_path}/motion: 72 of 72" in capsys.readouterr().out
     assert run.exists()
     (measured,) = content["measurements"]
     assert len(measured["steps"]) == 4
@@ -359,7 +360,7 @@ def test_a_mistake_in_a_recipe_is_the_message_of_the_command(tmp_path, capsys):
 
 def test_a_training_without_a_step_that_counts_is_an_error(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(loop_costs, "run_child", lambda *_, **__: {"steps": []})
-    assert run_main("train", "--out", str(tmp_path)) == 2
+    assert run_main("train", "--out", str(tmp_path), "--set", "data.embedded=null") == 2
     assert "--steps" in capsys.readouterr().err
 
 
