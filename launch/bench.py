@@ -17,9 +17,10 @@ from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
+from pipelines.formatting import printable
 from trainer.benchmark import budget, checkpoints, loader_rate, loop_costs, model_speed, scaling
 from trainer.benchmark.arguments import check_output
-from trainer.benchmark.report import BenchmarkReport
+from trainer.benchmark.report import BenchmarkReport, written_at
 from trainer.command import command_parser, prints_errors
 from trainer.errors import RunError
 from trainer.system.process_exit import exit_on_sigterm, exit_with
@@ -44,15 +45,28 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measure, then print and write the results, also those before an error."""
+    """Measure, then print and write the results, also those before an error.
+
+    Results of an earlier run stay until there are new ones. A message says so after an error without any.
+    """
     check_output(args.out)
+    earlier = written_at(args.out)
+    try:
+        measure(args)
+    except BaseException:
+        if earlier is not None and written_at(args.out) == earlier:
+            print(f"the results in {printable(args.out)} are of an earlier run", file=sys.stderr)
+        raise
+
+
+def measure(args: argparse.Namespace) -> None:
     if args.job == "pipeline":
         loader_rate.run(args)
         return
-    measure: Callable[[argparse.Namespace, BenchmarkReport], None] = JOBS[args.job].run
+    job: Callable[[argparse.Namespace, BenchmarkReport], None] = JOBS[args.job].run
     report = BenchmarkReport(args.job)
     try:
-        measure(args, report)
+        job(args, report)
     except BaseException:
         try:
             deliver(report, args)

@@ -84,6 +84,12 @@ class BenchmarkReport:
         return "\n".join(lines)
 
 
+def written_at(folder: Path) -> int | None:
+    """When the results in a folder were written, in nanoseconds; None where there are none."""
+    results = folder / "results.json"
+    return results.stat().st_mtime_ns if results.exists() else None
+
+
 def interference(shares: list[float]) -> tuple[str, ...]:
     """A note where other programs used more than a twentieth of a core. shares: cores that they used."""
     if max(shares, default=0.0) < INTERFERENCE_THRESHOLD:

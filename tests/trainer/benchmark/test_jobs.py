@@ -310,15 +310,35 @@ def test_results_before_an_error_are_printed_and_written(tmp_path, monkeypatch, 
         raise end
 
     monkeypatch.setattr(bench.scaling, "run", interrupted)
+    (tmp_path / "results.json").write_text("of an earlier run")
     with pytest.raises(type(end)):
         bench.run(bench.parse(["scale", "--out", str(tmp_path)]))
-    assert "ranks: cut" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "ranks: cut" in printed.out and "earlier run" not in printed.err
     assert "ranks: cut" in (tmp_path / "results.md").read_text()
     full = mock.Mock(side_effect=OSError("no space left"))
     monkeypatch.setattr(bench.BenchmarkReport, "write", full)
     with pytest.raises(type(end)):  # not that of writing
         bench.run(bench.parse(["scale", "--out", str(tmp_path)]))
     assert "no space left" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", bench.JOBS)
+def test_results_of_an_earlier_run_are_named_if_nothing_is_measured(tmp_path, monkeypatch, capsys, name):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench.JOBS[name], "run", interrupted)
+    command = bench.parse([name, "--out", str(tmp_path)])
+    with pytest.raises(KeyboardInterrupt):
+        bench.run(command)
+    assert "earlier run" not in capsys.readouterr().err
+    results = tmp_path / "results.json"
+    results.write_text("of an earlier run")
+    with pytest.raises(KeyboardInterrupt):
+        bench.run(command)
+    assert f"the results in {tmp_path} are of an earlier run" in capsys.readouterr().err
+    assert results.read_text() == "of an earlier run"
 
 
 def test_loaders_measured_before_an_error_are_printed_and_written(tmp_path, monkeypatch, capsys):
