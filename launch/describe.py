@@ -3,11 +3,11 @@
     python launch/describe.py k400_b16 recipes/ssv2_l14_32f.yaml
     python launch/describe.py k400_b16 --set model.overrides.fusion=parallel
     python launch/describe.py b16 --form temporal --frames 16 --classes 174 --set local_mhra=1
-    python launch/describe.py runs/mine/weights.safetensors
+    python launch/describe.py runs/mine runs/other/checkpoints/step-0001000 weights.safetensors
     python launch/describe.py --published            # all figures of the paper and the released models
 
 GMACs are multiply-accumulates, which the paper calls FLOPs. A step is the forward and backward of the
-recipe's global batch, of a preset that of one clip. Exit codes: 0 done, 2 an error that the message explains.
+recipe's global batch, of one clip without a recipe. Exit codes: 0 done, 2 an error that the message explains.
 """
 
 import argparse
@@ -26,7 +26,7 @@ _PRESET: dict[str, Any] = {"form": "scene", "frames": 8, "num_classes": 400}
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = command_parser(__doc__)
-    named = "recipes, presets such as b16, weights files or run directories"
+    named = "recipes, presets such as b16, run directories, checkpoints, weights files"
     parser.add_argument("models", nargs="*", metavar="MODEL", help=named)
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="repeatable")
     parser.add_argument("--form", choices=FORMS, help="of a preset (scene)")
@@ -44,6 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
         published_comparisons,
         published_report,
         report,
+        with_distinct_names,
     )
     from trainer.system.terminal import PipeConsole
     from trainer.tracking.comparison.render import print_report
@@ -62,7 +63,7 @@ def run(arguments: argparse.Namespace) -> None:
             print_report(published_report(), PipeConsole())
         return
     if not arguments.models:
-        raise RunError("name a recipe or a preset, or give --published")
+        raise RunError("name a recipe, a preset or a run, or give --published")
     found = []
     for name in arguments.models:
         if name in PRESETS:
@@ -70,6 +71,7 @@ def run(arguments: argparse.Namespace) -> None:
             found.append(describe_preset(name, **chosen, overrides=arguments.set))
         else:
             found.append(describe_named(name, arguments.set))
+    found = with_distinct_names(found, arguments.models)
     if arguments.json:
         print(json.dumps([model.as_json() for model in found], indent=1))
     else:

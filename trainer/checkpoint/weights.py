@@ -129,12 +129,8 @@ def _parsed(name: str, metadata: dict[str, str]) -> Any:
         raise ModelError(f"its {name} is no JSON ({error})") from error
 
 
-def described_model(description: dict[str, Any], shapes: Mapping[str, Tensor]) -> UniFormerV2:
-    """The described model on the meta device, without values.
-
-    shapes: its tensors, of which only names, shapes and dtypes are used. Raises ModelError where the
-    description is incomplete or wrong, or where the tensors do not fit the model.
-    """
+def described_config(description: dict[str, Any]) -> UniFormerV2Config:
+    """The described model's configuration. Raises ModelError where the description is incomplete or wrong."""
     for part, kind in _DESCRIPTION.items():
         if part not in description:
             raise ModelError(f"its description has no {part}")
@@ -149,8 +145,17 @@ def described_model(description: dict[str, Any], shapes: Mapping[str, Tensor]) -
     for name, field in known.items():
         if name not in fields and field.default is dataclasses.MISSING:
             raise ModelError(f"the model's field {name} is missing")
+    return UniFormerV2Config(**fields)
+
+
+def described_model(description: dict[str, Any], shapes: Mapping[str, Tensor]) -> UniFormerV2:
+    """The described model on the meta device, without values.
+
+    shapes: its tensors, of which only names, shapes and dtypes are used. Raises ModelError as
+    `described_config`, and where the tensors do not fit the model.
+    """
     with torch.device("meta"):
-        model = UniFormerV2(UniFormerV2Config(**fields))
+        model = UniFormerV2(described_config(description))
     problems = []
     for name, own in model.state_dict().items():
         found = shapes.get(name)

@@ -117,6 +117,14 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError("\n".join(_messages(error, layered, path))) from None
 
 
+def read_stored_recipe(values: dict[str, Any]) -> Recipe | None:
+    """The recipe stored with weights; None if there is none or if another version's does not fit."""
+    try:
+        return Recipe.model_validate_json(json.dumps(values)) if values else None
+    except ValidationError:
+        return None
+
+
 def _add_with_bases(
     path: Path, named_by: str, base: str, above: Sequence[Path], order: dict[str, tuple[Path, YamlDocument]]
 ) -> None:
@@ -168,7 +176,7 @@ def _read(path: Path, named_by: str, base: str, seen: Sequence[Path]) -> YamlDoc
     try:
         text = read_text(path, most=MAX_TEXT)
     except OSError as error:
-        hint = _base_hint(base, seen) if base else _neighbour(path)
+        hint = _base_hint(base, seen) if base else neighbour_hint(path)
         raise RecipeError(f"{named_by}cannot read the recipe {name}: {error.strerror}{hint}") from error
     except ValueError as error:
         raise RecipeError(f"{named_by}cannot read the recipe {name}: {error}") from error
@@ -178,7 +186,7 @@ def _read(path: Path, named_by: str, base: str, seen: Sequence[Path]) -> YamlDoc
     return document
 
 
-def _neighbour(path: Path) -> str:
+def neighbour_hint(path: Path) -> str:
     """A hint at a recipe of nearly the same name, or nothing."""
     names = [name for name in _recipes_in(path.parent) if not name.startswith("_")]
     near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.75)

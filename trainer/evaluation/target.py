@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 
 from models.weights.row_maps import agrees_with_order
 from pipelines.augment.params import ViewSpec
@@ -17,6 +16,7 @@ from pipelines.dataset.concat import Dataset
 from pipelines.dataset.prepare.class_names import read_class_names
 from pipelines.storage.remote_range import DIRECT, StorageOptions
 from trainer.checkpoint.weights import SavedWeights
+from trainer.config.load import read_stored_recipe
 from trainer.config.schema import Recipe
 from trainer.distributed.environment import Environment
 from trainer.distributed.manifest_cache import open_manifest, prefetch_manifests
@@ -110,7 +110,7 @@ def resolve_target(request: EvaluationRequest, environment: Environment) -> Eval
     """
     names = None if request.class_names is None else tuple(read_class_names(request.class_names))
     weights = open_model(request.source, last=request.last, frames=request.frames, class_names=names)
-    recipe = _recipe_of(weights)
+    recipe = read_stored_recipe(weights.recipe)
     released = not weights.recipe
     if released and names is None:
         weights = _with_known_names(weights)
@@ -164,14 +164,6 @@ def weights_digest(weights: SavedWeights) -> str:
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
     return found.hexdigest()
-
-
-def _recipe_of(weights: SavedWeights) -> Recipe | None:
-    """The recipe stored with the weights; None if there is none or its version does not fit."""
-    try:
-        return Recipe.model_validate_json(json.dumps(weights.recipe)) if weights.recipe else None
-    except ValidationError:
-        return None
 
 
 def _with_known_names(weights: SavedWeights) -> SavedWeights:

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +17,14 @@ from models.cost import (
     train_step_flops,
     trainable_parameter_count,
 )
-from trainer.checkpoint.weights import open_described
-from trainer.config.load import load_recipe
+from trainer.checkpoint.metadata import STATE, read_state
+from trainer.checkpoint.retention import Retention
+from trainer.checkpoint.weights import described_config, open_described
+from trainer.config.load import load_recipe, neighbour_hint, read_stored_recipe
 from trainer.config.schema import Recipe
 from trainer.errors import RecipeError, RunError
-from trainer.monitoring.run_dir import RunDir
+from trainer.inference.model_source import HUB_WEIGHTS
+from trainer.monitoring.run_dir import RunDir, find_run_dirs
 from trainer.paper.published_costs import PublishedCost, costs_of, published_costs
 from trainer.setup.preparation import model_config
 from trainer.system.formatting import format_bytes
@@ -28,6 +32,7 @@ from trainer.tracking.comparison.render import Block, Cell, Column, Heading, Par
 
 _OPTIONS = {"preset": "its name", "form": "--form", "frames": "--frames", "num_classes": "--classes"}
 _WEIGHTS = (".safetensors", ".pyth", ".pth", ".pt", ".bin")
+_EXPECTED = "name a recipe, a preset, a run directory, a checkpoint or a file of weights"
 _CLASSES = 400  # of a model without a number of classes, where the manifest would have it
 
 
@@ -45,7 +50,7 @@ class ModelDescription:
     step_flops: int
     """Floating-point operations of forward and backward of `batch` clips."""
     batch: int
-    """Clips of an optimiser step; 1 for a preset."""
+    """Clips of an optimiser step; 1 without a recipe."""
     activation_bytes: int
     """Bytes that the forward of one clip keeps for the backward, in bf16 unless the recipe says otherwise."""
     classes_assumed: bool = False
@@ -67,34 +72,76 @@ class ModelDescription:
 
 
 def describe_named(name: str, overrides: Sequence[str] = ()) -> ModelDescription:
-    """The cost of a recipe, of the model of a weights file of this program, or of a run directory.
+    """The cost of a recipe, a run directory, a checkpoint, or a file or exported folder of weights.
 
-    overrides: of a recipe. Raises RecipeError, ModelError and RunError.
+    A run is named by its directory, weights and checkpoints by their path. overrides: of a recipe, or of a
+    run without weights and checkpoints. Raises RecipeError, ModelError and RunError.
     """
     path = Path(name)
-    if path.is_dir():
-        run = RunDir(path)
-        path = next((file for file in (run.weights, run.recipe) if file.is_file()), path)
-    if path.suffix in _WEIGHTS and path.is_file():
+    trained = _find_trained(path)
+    if trained is not None:
         if overrides:
-            raise RunError(f"--set {overrides[0]}: {path} is a file of weights, whose model is fixed")
-        return _describe_weights(path)
+            raise RunError(f"--set {overrides[0]}: the model of {path} is fixed; name a recipe to change it")
+        return _describe_trained(_name_of(path), trained)
+    if path.is_dir():
+        recipe = RunDir(path).recipe
+        if recipe.is_file():
+            return dataclasses.replace(describe_recipe(recipe, overrides), name=_name_of(path))
+        inside = [found for found in (*find_run_dirs(path), *Retention(path).visible()) if found != path]
+        hint = f", such as {inside[-1]} in it" if inside else ""
+        raise RunError(f"{path} is a folder without weights, checkpoint or recipe; {_EXPECTED}{hint}")
+    if not path.exists() and (path.suffix or len(path.parts) > 1):
+        raise RunError(f"{path} does not exist; {_EXPECTED}{neighbour_hint(path)}")
     try:
         return describe_recipe(path, overrides)
     except RecipeError as error:
+        if path.exists() and path.suffix not in (".yaml", ".yml"):
+            kind = "a manifest, which has no model" if path.suffix == ".arrow" else "no recipe"
+            raise RunError(f"{path} is {kind}; {_EXPECTED}") from error
         near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.7)
         if not near or path.suffix:
             raise
         raise RecipeError(f"there is no recipe or preset {name}; did you mean {near[0]}?") from error
 
 
-def _describe_weights(path: Path) -> ModelDescription:
-    if path.suffix != ".safetensors":
+def _find_trained(path: Path) -> dict[str, Any] | None:
+    """What weights or a checkpoint store about their model; None where there are none."""
+    if (path / STATE).is_file():
+        return read_state(path).description
+    weights = next(
+        (file for file in (path / HUB_WEIGHTS, RunDir(path).weights, path) if file.is_file()), None
+    )
+    if weights is None:
+        checkpoints = Retention(RunDir(path).checkpoints).visible()
+        return read_state(checkpoints[-1]).description if checkpoints else None
+    if weights.suffix == ".safetensors":
+        return open_described(weights).description
+    if weights.suffix in _WEIGHTS:
         raise RunError(
             f"{path} is a file of weights without a description of the model: describe the preset, or write "
             f"a file of this program with `uniformerv2 convert {path} --to own --frames N --out FILE`"
         )
-    return _described(path.name, open_described(path).model.config, 1, "auto")
+    return None
+
+
+def with_distinct_names(models: Sequence[ModelDescription], given: Sequence[str]) -> list[ModelDescription]:
+    """The models, those of equal names renamed. given: for each model, what the user called it."""
+    count = Counter(model.name for model in models)
+    return [
+        dataclasses.replace(model, name=name) if count[model.name] > 1 else model
+        for model, name in zip(models, given, strict=True)
+    ]
+
+
+def _name_of(path: Path) -> str:
+    return path.resolve().name if path.is_dir() and not (path / STATE).exists() else str(path)
+
+
+def _describe_trained(name: str, description: dict[str, Any]) -> ModelDescription:
+    config, recipe = described_config(description), read_stored_recipe(description["recipe"])
+    if recipe is None:
+        return _described(name, config, 1, "auto")
+    return _described(name, config, recipe.optimisation.global_batch, recipe.engine.precision)
 
 
 def describe_recipe(path: Path, overrides: Sequence[str] = ()) -> ModelDescription:
@@ -178,7 +225,7 @@ def report(models: Iterable[ModelDescription]) -> list[Block]:
     """The costs of the models, and the published ones of the same structure."""
     models = list(models)
     columns = [Column("model", numeric=False, name=True)]
-    heads = ("parameters", "trained", "GMACs a view", "TFLOP a step", "clips", "activations a clip")
+    heads = ("parameters", "trained", "GMACs a view", "TFLOP a step", "clips a step", "activations a clip")
     columns += [Column(head) for head in heads]
     rows = [
         [

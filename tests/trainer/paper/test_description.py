@@ -1,5 +1,6 @@
 """`launch/describe.py`: the cost of recipes and presets, and the published figures beside it."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -8,18 +9,22 @@ from typing import Any
 import pytest
 
 from launch.describe import main
-from models import ModelError
+from models import ModelError, UniFormerV2
 from tests.trainer.inference.weights import write_weights
-from trainer.checkpoint.weights import load_weights
+from trainer.checkpoint.metadata import TrainState, write_state
+from trainer.checkpoint.weights import load_weights, save_weights
 from trainer.config.load import load_recipe
 from trainer.errors import RecipeError, RunError
 from trainer.paper.description import (
+    describe,
     describe_named,
     describe_preset,
     describe_recipe,
     published_comparisons,
+    with_distinct_names,
 )
 from trainer.paper.published_costs import RELEASED, Figure, costs_of
+from trainer.setup.preparation import model_config
 
 ROOT = Path(__file__).parents[3]
 
@@ -129,18 +134,70 @@ def test_weights_and_runs_are_described_by_the_model_of_the_file(tmp_path: Path)
     run = tmp_path / "run"
     run.mkdir()
     file = write_weights(run / "weights.safetensors")
-    of_file, of_run = describe_named(str(file)), describe_named(str(run))
-    assert of_file == of_run
+    of_file, of_run = describe_named(str(file)), describe_named(f"{run}/")
+    assert (of_file.name, of_run.name) == (str(file), "run")
+    assert dataclasses.replace(of_file, name="run") == of_run
     assert of_file.parameters == sum(tensor.numel() for tensor in load_weights(file).model.parameters())
-    with pytest.raises(RunError, match=r"--set seed=1: .* is a file of weights"):
+    with pytest.raises(RunError, match=r"--set seed=1: the model of .* is fixed"):
         describe_named(str(file), ["seed=1"])
     file.unlink()
     (run / "recipe.yaml").write_text(load_recipe(ROOT / "recipes/k400_b16.yaml").to_yaml())
-    assert describe_named(str(run)).parameters == 114_552_208
+    of_recipe = describe_named(str(run))
+    assert (of_recipe.name, of_recipe.parameters) == ("run", 114_552_208)
     other = tmp_path / "w.pyth"
     other.touch()
     with pytest.raises(RunError, match=r"uniformerv2 convert .*w\.pyth --to own"):
         describe_named(str(other))
+
+
+def test_a_run_and_its_checkpoint_have_the_step_of_their_recipe(tmp_path: Path) -> None:
+    recipe = load_recipe("quickstart", ["model.num_classes=8", "optimisation.global_batch=24"])
+    stored = {"class_names": [], "preprocessing": {}, "recipe": json.loads(recipe.model_dump_json())}
+    checkpoint = tmp_path / "mine" / "checkpoints" / "step-0000004"
+    checkpoint.mkdir(parents=True)
+    description = {"model": dataclasses.asdict(model_config(recipe, 8)), **stored}
+    write_state(checkpoint, TrainState(4, 96, 0, {}, 4, 1, 0, {}, 0.0, description))
+    expected = dataclasses.replace(describe(recipe), name="mine")
+    assert (expected.batch, expected.step_flops / expected.multiply_accumulates) == (24, 24 * 6)
+    of_run, of_checkpoint = describe_named(str(tmp_path / "mine")), describe_named(str(checkpoint))
+    assert (of_run, of_checkpoint.name) == (expected, str(checkpoint))
+    model = UniFormerV2(of_run.config)
+    save_weights(tmp_path / "mine" / "weights.safetensors", model.state_dict(), description)
+    assert describe_named(str(tmp_path / "mine")) == of_run
+    description["recipe"] = {"of": "another version"}
+    save_weights(tmp_path / "w.safetensors", model.state_dict(), description)
+    assert describe_named(str(tmp_path / "w.safetensors")).batch == 1
+
+
+def test_models_of_equal_names_are_named_as_given() -> None:
+    plain = describe_recipe(Path("k400_b16"))
+    given = ["a/run", "k600_b16", "b/run"]
+    models = [dataclasses.replace(plain, name=name) for name in ("run", "k600_b16", "run")]
+    assert [model.name for model in with_distinct_names(models, given)] == given
+    assert with_distinct_names(models[:2], given[:2]) == models[:2]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("train.arrow", r"train\.arrow is a manifest, which has no model; name a recipe, .* a run directory"),
+        ("scores.parquet", r"scores\.parquet is no recipe; name a recipe"),
+        ("empty", r"empty is a folder without weights, checkpoint or recipe; .* file of weights$"),
+        ("runs", r"runs is a folder without .*, such as .*runs/mine in it"),
+        ("mine.yaml", r"mine\.yaml does not exist; .*; did you mean .*/mime\.yaml\?"),
+        ("gone/run", r"gone/run does not exist; name a recipe"),
+        ("gone.safetensors", r"gone\.safetensors does not exist"),
+    ],
+)
+def test_what_has_no_model_is_named_with_what_has_one(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    (tmp_path / "runs" / "mine" / "recipe.yaml").touch()
+    (tmp_path / "mime.yaml").touch()
+    for file in ("train.arrow", "scores.parquet"):
+        (tmp_path / file).write_bytes(b"\xff")
+    with pytest.raises(RunError, match=message):
+        describe_named(str(tmp_path / name))
 
 
 def test_a_misspelt_preset_gets_a_suggestion() -> None:
