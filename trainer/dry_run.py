@@ -55,7 +55,7 @@ from trainer.setup.start_checks import (
 )
 from trainer.setup.starting_weights import plan_starting_weights
 from trainer.system.device import check_fp8, choose_precision
-from trainer.system.formatting import format_gmacs
+from trainer.system.formatting import format_bytes, format_gmacs
 
 T = TypeVar("T")
 
@@ -312,9 +312,9 @@ def _memory(
         (estimate.clips, "of prefetched clips"),
         (estimate.reserve, "in reserve"),
     )
-    named = ", ".join(f"{amount / GIB:,.1f} {text}" for amount, text in parts)
+    named = ", ".join(f"{format_bytes(amount)} {text}" for amount, text in parts)
     fits = "" if estimate.total <= available.bytes else ", too much for the device"
-    return f"about {estimate.total / GIB:,.1f} GiB{fits}: {named}; there are {available.bytes / GIB:,.1f}"
+    return f"about {format_bytes(estimate.total)}{fits}: {named}; there are {format_bytes(available.bytes)}"
 
 
 def _flop(amount: float) -> str:

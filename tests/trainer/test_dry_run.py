@@ -101,7 +101,7 @@ def refusal(text: str) -> str:
 @needs_no_gpu
 def test_with_ranks_the_batch_plan_is_for_an_assumed_gpu(check_output) -> None:
     text = check_output(ranks=8)
-    assert "there are 80.0 of an assumed GPU" in text
+    assert "there are 80.0 GiB of an assumed GPU" in text
     assert "(ZeRO 1, bf16)" in text
     for line in (
         "engine.micro_batch auto: 16 clips,",
@@ -141,7 +141,7 @@ def test_on_a_cpu_the_memory_of_this_machine_counts(check_output) -> None:
 @needs_no_gpu
 def test_auto_that_cannot_fit_is_refused_and_given_values_have_advice(check_output) -> None:
     large = ("model.preset=l14_336", "model.frames=512", "engine.precision=fp32")
-    assert "the training does not fit: 1 clip a rank" in refusal(check_output(*large, ranks=1))
+    assert "the training does not fit: 1 clip per rank" in refusal(check_output(*large, ranks=1))
     given = ("engine.zero_stage=1", "engine.micro_batch=16", "engine.recomputed_blocks=0")
     text = check_output(*large, *given, ranks=8)
     assert "GiB, too much for the device: " in text

@@ -8,10 +8,11 @@ from models import UniFormerV2Config
 from trainer.config.schema import Recipe
 from trainer.engine.batch_split import split_batch
 from trainer.engine.memory_advice import Choices, advice
-from trainer.engine.memory_estimate import GIB, AvailableMemory, MemoryEstimate, MemoryModel
+from trainer.engine.memory_estimate import AvailableMemory, MemoryEstimate, MemoryModel
 from trainer.engine.step_cost import StepCost, describe_device
 from trainer.errors import RunError
 from trainer.system.device import Precision
+from trainer.system.formatting import format_bytes
 
 Plan = tuple[int, int, int]
 """ZeRO stage, micro-batch, recomputed blocks."""
@@ -236,10 +237,11 @@ def _why_micro_batch(choices: Choices, stage: int, size: int, recomputed: int) -
     larger = choices.sizes[choices.sizes.index(size) + 1]
     least = choices.least(larger)
     if least.total > choices.available.bytes:
-        return f"{text}; {larger} would need {_gib(least.total)}{_even_with(choices)}"
+        return f"{text}; {larger} would need {format_bytes(least.total)}{_even_with(choices)}"
     same = choices.estimate(stage, larger, recomputed)
     return (
-        f"{text}; {larger} would need {_gib(same.total)}, or more recomputed blocks, or a higher ZeRO stage"
+        f"{text}; {larger} would need {format_bytes(same.total)}, or more recomputed blocks, or a higher "
+        "ZeRO stage"
     )
 
 
@@ -274,10 +276,11 @@ def _nothing_fits(choices: Choices, possible: Choices) -> str:
     ]
     asked = f" with {' and '.join(given)}" if given else ""
     return (
-        f"the training does not fit{asked}: {_clips(size)} a rank and forward pass would need "
-        f"{_out_of(choices, least)}{_even_with(choices)} ({_gib(least.states)} of weights, gradients and "
-        f"optimiser, {_gib(least.working)} of activations and buffers, {_gib(least.clips)} of clips made "
-        f"ahead, {_gib(least.reserve)} in reserve). What helps: {'; or '.join(helps)}"
+        f"the training does not fit{asked}: {_clips(size)} per rank and forward pass would need "
+        f"{_out_of(choices, least)}{_even_with(choices)} ({format_bytes(least.states)} of weights, gradients "
+        f"and optimiser, {format_bytes(least.working)} of activations and buffers, "
+        f"{format_bytes(least.clips)} of clips made ahead, {format_bytes(least.reserve)} in reserve). What "
+        f"helps: {'; or '.join(helps)}"
     )
 
 
@@ -288,12 +291,8 @@ def _even_with(choices: Choices) -> str:
 
 
 def _out_of(choices: Choices, estimate: MemoryEstimate) -> str:
-    return f"{_gib(estimate.total)} of {_gib(choices.available.bytes)} GiB"
+    return f"{format_bytes(estimate.total)} of {format_bytes(choices.available.bytes)}"
 
 
 def _clips(count: int) -> str:
     return f"{count} clip{'s' if count > 1 else ''}"
-
-
-def _gib(amount: int) -> str:
-    return f"{amount / GIB:,.1f}"

@@ -57,14 +57,13 @@ def advice(possible: Choices, stage: int, size: int, recomputed: int) -> tuple[s
                 "no single change is enough",
             )
     least = possible.with_evaluation_batch(1).least(smallest).total
-    others = ["fewer model.frames", "a smaller model.preset or resolution", "more memory"]
+    others = ["fewer model.frames", "a smaller model.preset or resolution", "or more memory"]
     if memory.ranks > 1 or available.kind == "cuda":
-        others.insert(0, "more ranks, over which ZeRO partitions")
+        others.insert(0, "more ranks (ZeRO divides the states among them)")
     if memory.precision == "fp32" and available.kind == "cuda":
         others.insert(0, "engine.precision: bf16")
     return (
-        f"nothing in engine and evaluation is enough: engine: auto with evaluation.batch: 1 would still need "
-        f"{format_bytes(least)}. What is left: {', '.join(others)}",
+        f"{', '.join(others)} (engine: auto with evaluation.batch: 1 would still need {format_bytes(least)})",
     )
 
 
