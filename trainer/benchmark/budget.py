@@ -16,6 +16,7 @@ from pipelines.formatting import format_count
 from trainer.benchmark.arguments import add_common, add_recipe, positive
 from trainer.benchmark.report import BenchmarkReport, ResultTable
 from trainer.errors import RunError
+from trainer.monitoring.progress import show_progress
 
 if TYPE_CHECKING:
     from trainer.engine.memory_estimate import AvailableMemory
@@ -59,28 +60,33 @@ def run(args: argparse.Namespace, report: BenchmarkReport) -> None:
 
     Raises RecipeError or ModelError for a recipe that is wrong, and RunError if no plan fits into the memory.
     """
-    from trainer.config.load import load_recipe
-    from trainer.config.recipe_names import find_recipe
-    from trainer.engine.batch_plan import choose_batch_plan
-    from trainer.engine.memory_estimate import AvailableMemory
-    from trainer.engine.step_kernels import FP8_FACTOR, Device
-    from trainer.setup.preparation import model_config
+    with show_progress("counting kernels") as progress:
+        progress(0, 4)  # before imports that take seconds
+        from trainer.config.load import load_recipe
+        from trainer.config.recipe_names import find_recipe
+        from trainer.engine.batch_plan import choose_batch_plan
+        from trainer.engine.memory_estimate import AvailableMemory
+        from trainer.engine.step_kernels import FP8_FACTOR, Device
+        from trainer.setup.preparation import model_config
 
-    recipe = load_recipe(find_recipe(args.recipe), args.set)
-    config = model_config(recipe, args.classes)
-    available = AvailableMemory("cuda", int(GIB * args.memory))
-    chosen = choose_batch_plan(recipe, config, args.ranks, precision="bf16", available=available)
-    batch = args.micro_batch or chosen.micro_batch
-    recomputed = chosen.recomputed_blocks if args.recomputed_blocks is None else args.recomputed_blocks
-    dataclasses.replace(config, recomputed_blocks=recomputed)  # raises ModelError for too many
-    flops = 1e12 * args.tflops
-    device = Device(flops, 1e12 * args.bandwidth, 1e12 * args.peak, fp8=flops * FP8_FACTOR)
-    budget = Budget(recipe, config, device, args.ranks)
-    report.tables.append(budget.table_of_kinds(budget.step(batch, recomputed), recomputed))
-    changes = budget.changes(batch, recomputed)
-    report.tables.append(table_of_changes(changes, args.memory))
-    plans = budget.plans(available)
-    report.tables.append(budget.table_of_plans(plans, args.memory))
+        recipe = load_recipe(find_recipe(args.recipe), args.set)
+        config = model_config(recipe, args.classes)
+        available = AvailableMemory("cuda", int(GIB * args.memory))
+        chosen = choose_batch_plan(recipe, config, args.ranks, precision="bf16", available=available)
+        progress(1, 4)
+        batch = args.micro_batch or chosen.micro_batch
+        recomputed = chosen.recomputed_blocks if args.recomputed_blocks is None else args.recomputed_blocks
+        dataclasses.replace(config, recomputed_blocks=recomputed)  # raises ModelError for too many
+        flops = 1e12 * args.tflops
+        device = Device(flops, 1e12 * args.bandwidth, 1e12 * args.peak, fp8=flops * FP8_FACTOR)
+        budget = Budget(recipe, config, device, args.ranks)
+        report.tables.append(budget.table_of_kinds(budget.step(batch, recomputed), recomputed))
+        progress(2, 4)
+        changes = budget.changes(batch, recomputed)
+        report.tables.append(table_of_changes(changes, args.memory))
+        progress(3, 4)
+        plans = budget.plans(available)
+        progress(4, 4)
     report.measurements = [dataclasses.asdict(each) for each in (*changes, *plans)]
     if not plans:
         depth = 0 if config.frozen_backbone else config.depth
@@ -91,6 +97,7 @@ def run(args: argparse.Namespace, report: BenchmarkReport) -> None:
             f"needs {need / GIB:.1f} GiB by the estimate of `--check`. More --ranks divide the "
             "optimiser state; fewer model.frames need less"
         )
+    report.tables.append(budget.table_of_plans(plans, args.memory))
 
 
 @dataclass(frozen=True)
@@ -269,11 +276,7 @@ class Budget:
     def table_of_plans(self, plans: list[Plan], memory: float) -> ResultTable:
         shown = plans[:SHOWN_PLANS]
         rows = tuple((plan.about, _over(plan.mfu), *_plan_cells(plan)) for plan in shown)
-        note = (
-            f"The fastest within {memory:g} GiB by the estimate of `--check`: {plans[0].about}."
-            if plans
-            else f"No plan fits into {memory:g} GiB by the estimate of `--check`."
-        )
+        note = f"The fastest within {memory:g} GiB by the estimate of `--check`: {plans[0].about}."
         compiled = "compiled" if self.recipe.engine.compile else "not compiled"
         title = (
             f"The fastest of {format_count(len(plans), 'plan')} that fit into {memory:g} GiB, "
