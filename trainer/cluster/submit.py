@@ -77,7 +77,10 @@ def plan_submission(
     runs = tuple(home / variant.label if is_sweep else home for variant in chosen)
     tasks = []
     for variant, run_dir in zip(chosen, runs, strict=True):
-        settings = [*variant.overrides, *([f"name={variant.label}"] if is_sweep else [])]
+        settings = list(variant.overrides)
+        if is_sweep:
+            settings = [text for text in settings if text.partition("=")[0].strip() != "name"]
+            settings.append(f"name={variant.label}")
         settings += [f"tracking.parent_run={parent}"] if parent else []
         task = ["--recipe", str(variant.path), "--run-dir", str(run_dir)]
         tasks.append([*task, *(part for text in settings for part in ("--set", text)), *extra])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -271,6 +272,8 @@ def test_an_array_of_what_is_not_finished_is_planned(tmp_path: Path, monkeypatch
     script = capsys.readouterr().out
     assert "--array=0-21%4" in script and script.count("set -- --recipe") == 22
     assert "table9b_motion-st-adapter-seed1" in script and not (tmp_path / "runs").exists()
+    assert script.count("--set name=") == 22
+    assert re.search(r"\n# submitted with: sbatch \S+\.sbatch\n$", script)
 
 
 TRAINED = f"""\
