@@ -18,7 +18,7 @@ from typing import Any
 from launch.cli import command_line
 from pipelines.arguments import integer
 from trainer.cluster.job_options import add_job_options, job_request, parse_with_slurm
-from trainer.cluster.submit import format_submission, plan_submission, submit
+from trainer.cluster.submit import format_submission, plan_submission, preview, submit
 from trainer.command import command_parser, prints_errors
 from trainer.errors import RunError
 from trainer.paper.ablation import MAX_SEEDS, Ablation, load_ablation
@@ -73,7 +73,7 @@ def run(ablation: Ablation, args: argparse.Namespace, home: Path) -> int:
         folder = home if len(stages) > 1 else stages[0].run_dir
         about: dict[str, Any] = {"made_by": made_by, "parent": parent, "needs_data": not args.dry_run}
         planned = plan_submission(request, [each.variant for each in stages], home=folder, extra=[], **about)
-        print(planned.text if args.dry_run else format_submission(planned, submit(planned, after=None)))
+        print(preview(planned) if args.dry_run else format_submission(planned, submit(planned, after=None)))
     return 0
 
 

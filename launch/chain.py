@@ -18,7 +18,7 @@ from launch.cli import command_line
 from trainer.cluster.chain import Stage, is_finished, load_chain
 from trainer.cluster.job_options import add_job_options, job_request, parse_with_slurm
 from trainer.cluster.submit import plan_submission
-from trainer.cluster.submit_chain import submit_chain
+from trainer.cluster.submit_chain import preview_chain, submit_chain
 from trainer.command import command_parser, prints_errors
 from trainer.errors import RunError
 from trainer.system.child_process import run_child
@@ -75,7 +75,7 @@ def submit_stages(stages: list[Stage], args: argparse.Namespace) -> int:
         if not is_finished(stage)
     ]
     if args.dry_run:
-        print(*(f"{each.text}\n" for each in planned), sep="", end="")
+        print(*(f"{text}\n\n" for text in preview_chain(planned)), sep="", end="")
     else:
         submit_chain(planned)
     if not planned:

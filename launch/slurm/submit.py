@@ -18,7 +18,7 @@ from launch import prepare
 from pipelines.errors import DataError
 from trainer.cluster.job_options import add_job_options, job_request
 from trainer.cluster.prepare_jobs import submit_manifest
-from trainer.cluster.submit import find_missing_nodes, format_submission, plan_submission, submit
+from trainer.cluster.submit import find_missing_nodes, format_submission, plan_submission, preview, submit
 from trainer.command import command_parser
 from trainer.config.variants import sweep_params, variants
 from trainer.errors import RunError, UserError
@@ -64,7 +64,7 @@ def main() -> int:
         request, chosen, home=home, extra=args.training, made_by=made_by, needs_data=not args.dry_run
     )
     if args.dry_run:
-        print(planned.text, end="")
+        print(preview(planned, after=args.after, count=args.chain or 1))
         return 0
     if len(chosen) > 1:
         parent = create_sweep_run(home, first.tracking, sweep_params(chosen))

@@ -12,7 +12,7 @@ from pipelines.dataset.prepare.parts import MOST_PARTS
 from pipelines.dataset.prepare.probe_log import WHOLE
 from trainer.cluster.job_options import job_request
 from trainer.cluster.sbatch import JobRequest, launch_folder, python_command
-from trainer.cluster.submit import check_can_start, sbatch
+from trainer.cluster.submit import check_can_start, sbatch, wait_options
 from trainer.errors import RunError
 from trainer.secrets import redacted
 from trainer.system.files import write_text
@@ -34,7 +34,8 @@ class PartsSubmission:
 
     @property
     def text(self) -> str:
-        return f"{self.array}\n# ---- after all parts ----\n{self.merge}"
+        waits = " ".join(wait_options("JOB1", only_after_success=True))
+        return f"{self.array}\n# ---- after all parts, with {waits} ----\n{self.merge}"
 
 
 def submit_manifest(
@@ -106,11 +107,10 @@ def submit_parts(planned: PartsSubmission, *, after: str | None) -> tuple[str, s
     array, merge = (planned.folder / f"{stamp}-{name}.sbatch" for name in ("parts", "merge"))
     write_text(array, planned.array)
     write_text(merge, planned.merge)
-    waits = [f"--dependency=afterany:{after}"] if after else []
-    first = sbatch([*waits, str(array)], gpus_per_node=0)
+    first = sbatch([*wait_options(after, only_after_success=False), str(array)], gpus_per_node=0)
     check_can_start(first)
-    dependency = [f"--dependency=afterok:{first}", "--kill-on-invalid-dep=yes"]
-    return first, sbatch([*dependency, str(merge)], gpus_per_node=0)
+    waits = wait_options(first, only_after_success=True)
+    return first, sbatch([*waits, str(merge)], gpus_per_node=0)
 
 
 def format_parts(planned: PartsSubmission, jobs: tuple[str, str]) -> str:

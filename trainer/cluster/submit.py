@@ -104,8 +104,7 @@ def submit(
     jobs: list[str] = []
     for _ in range(count):
         before = jobs[-1] if jobs else after
-        waits = [f"--dependency={'afterok' if only_after_success else 'afterany'}:{before}"] if before else []
-        waits += ["--kill-on-invalid-dep=yes"] if before and only_after_success else []
+        waits = wait_options(before, only_after_success=only_after_success)
         jobs.append(sbatch([*waits, str(submission.path)], submission.request.gpus_per_node))
         if len(jobs) == 1:
             check_can_start(jobs[0])
@@ -120,6 +119,27 @@ def submit(
             (run_dir / "slurm").mkdir(parents=True, exist_ok=True)
             append_lines(run_dir / "slurm" / "jobs.jsonl", [record])
     return jobs
+
+
+def wait_options(before: str | None, *, only_after_success: bool) -> list[str]:
+    """The options of sbatch for a job that waits for another one to end, see `submit`."""
+    if not before:
+        return []
+    if only_after_success:
+        return [f"--dependency=afterok:{before}", "--kill-on-invalid-dep=yes"]
+    return [f"--dependency=afterany:{before}"]
+
+
+def preview(
+    submission: Submission, *, after: str | None = None, count: int = 1, only_after_success: bool = False
+) -> str:
+    """The script, then the commands of `submit` as comments, in which JOB1 is the number of the first job."""
+    lines, before = [submission.text.rstrip("\n")], after
+    for number in range(1, count + 1):
+        options = wait_options(before, only_after_success=only_after_success)
+        lines.append(f"# submitted with: {' '.join(['sbatch', *options, str(submission.path)])}")
+        before = f"JOB{number}"
+    return "\n".join(lines)
 
 
 def format_submission(submission: Submission, jobs: Sequence[str]) -> str:

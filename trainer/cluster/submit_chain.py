@@ -1,9 +1,9 @@
 """Submits a chain: a job for each stage, which starts when that of the stage before has succeeded."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from trainer.cluster.submit import Submission, format_submission, queued_jobs, submit
+from trainer.cluster.submit import Submission, format_submission, preview, queued_jobs, submit
 from trainer.errors import RunError
 from trainer.system.slurm import QueuedJob, run_command
 
@@ -41,6 +41,15 @@ def submit_chain(planned: Sequence[Submission], print_line: Callable[[str], None
             continue
         (before,) = submit(stage.submission, after=before, only_after_success=True)
         print_line(format_submission(stage.submission, [before]))
+
+
+def preview_chain(planned: Sequence[Submission]) -> Iterator[str]:
+    """The scripts with the commands that submit them, if no stage has a job yet; `JOB_OF_` and the name of a
+    stage stands for the number of its job."""
+    before: str | None = None
+    for submission in planned:
+        yield preview(submission, after=before, only_after_success=True)
+        before = f"JOB_OF_{submission.request.name}"
 
 
 def _check_order(stages: Sequence[_StageJobs]) -> None:

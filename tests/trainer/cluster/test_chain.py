@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -100,7 +101,7 @@ def test_options_that_would_have_no_effect_are_refused(
     assert message in capsys.readouterr().err
 
 
-def test_a_blank_line_follows_each_script_that_is_only_printed(
+def test_scripts_that_are_only_printed_have_the_command_that_submits_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = [
@@ -117,6 +118,10 @@ def test_a_blank_line_follows_each_script_that_is_only_printed(
     assert main() == 0
     first, second = capsys.readouterr().out.split("\n\n#!/bin/bash\n")
     assert first.startswith("#!/bin/bash\n") and second.endswith("\n\n")
+    assert f"\n# submitted with: sbatch {tmp_path}/runs/" in first and "--dependency" not in first
+    (name,) = re.findall(r"^#SBATCH --job-name=(\S+)", first, re.MULTILINE)
+    waits = f"--dependency=afterok:JOB_OF_{name} --kill-on-invalid-dep=yes"
+    assert second.splitlines()[-2].startswith(f"# submitted with: sbatch {waits} {tmp_path}/runs/")
     without_data = ["--set", "data.embedded=null", "--set", "data.train=none.arrow"]
     monkeypatch.setattr(sys, "argv", [*sys.argv, *without_data])
     assert main() == 0 and "data.train=none.arrow" in capsys.readouterr().out

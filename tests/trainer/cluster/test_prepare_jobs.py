@@ -31,7 +31,8 @@ def test_the_scripts_are_valid_and_each_part_is_a_task(
     command = ("folder", f"{tmp_path}/v", "--out", str(out), "--extension", "$HOME; rm x")
     print_scripts(*command, options=("--cpus-per-rank", "6", "--time", "30", "--lead", "60"))
     text = capsys.readouterr().out
-    parts, _, merge = text.partition("# ---- after all parts ----\n")
+    waits = "--dependency=afterok:JOB1 --kill-on-invalid-dep=yes"
+    parts, _, merge = text.partition(f"# ---- after all parts, with {waits} ----\n")
     for script in (parts, merge):
         assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
         assert "#SBATCH --cpus-per-task=6\n" in script and "gpus" not in script
