@@ -1,13 +1,13 @@
 """Attention maps of the global blocks, and class activation maps (HiResCAM)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.config import ModelError
-from models.global_block import GlobalUniBlock
+from models.global_block import CrossAttention, GlobalUniBlock
 from models.uniformerv2 import UniFormerV2
 
 
@@ -27,46 +27,31 @@ class GlobalAttention:
     """(B, blocks): share of earlier video tokens; 0 except in the fusion `hierarchical_kv`."""
 
 
-def global_attention(model: UniFormerV2, clips: Tensor) -> GlobalAttention:
-    """The cross affinities of each global block, section 3.2, equation (13). clips: B 3 T H W.
+@dataclass(frozen=True)
+class ClipMaps:
+    """The scores of clips with the maps that explain a class of each, from one forward pass."""
 
-    The affinities are computed again from the inputs of each block's attention, so the forward pass needs
-    no code for this. The model must be in evaluation mode.
-
-    Raises ModelError for clips of a wrong shape, and for a model without global blocks.
-    """
-    blocks = _global_blocks(model)
-    inputs: list[tuple[Tensor, ...]] = []
-    hooks = [
-        block.attention.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments))
-        for block in blocks
-    ]
-    try:
-        with torch.no_grad():
-            model(clips)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    grid = model.config.grid
-    patches, class_tokens, context = [], [], []
-    with torch.no_grad():
-        for block, (queries, tokens) in zip(blocks, inputs, strict=True):
-            shares = block.attention.affinity(queries, tokens).float().mean(dim=1)  # B M
-            frames = shares.shape[1] // (1 + grid**2)
-            earlier = shares.shape[1] - frames * (1 + grid**2)
-            by_frame = shares[:, earlier:].unflatten(1, (frames, 1 + grid**2))  # B T 1+N
-            patches.append(by_frame[:, :, 1:].unflatten(2, (grid, grid)))
-            class_tokens.append(by_frame[:, :, 0])
-            context.append(shares[:, :earlier].sum(dim=1))
-    return GlobalAttention(*(torch.stack(parts, dim=1) for parts in (patches, class_tokens, context)))
+    logits: Tensor
+    """(B, K)."""
+    labels: Tensor
+    """(B): the explained classes."""
+    activation: Tensor
+    """(B, T, h, w), not negative: evidence of each patch for the class. T counts frames inside the model."""
+    attention: GlobalAttention | None
+    """None for a model without global blocks."""
 
 
-def class_activation(model: UniFormerV2, clips: Tensor, labels: Tensor) -> Tensor:
-    """The evidence of each patch for a class: B 3 T H W, B -> B T h w, not negative.
+def clip_maps(model: UniFormerV2, clips: Tensor, labels: Tensor | None = None) -> ClipMaps:
+    """Class activation and the attention of the global blocks.
 
-    HiResCAM (Draelos and Carin 2020) on the input tokens x of the block before the first global block, or
-    of the last block if there is none. The logit y of the class depends on the clip through these tokens
-    only.
+    clips: B 3 T H W. labels: B, the classes to explain; by default the most likely ones.
+
+    The attention is the cross affinities of section 3.2, equation (13). They are computed again from the
+    inputs of each block's attention, so the forward pass needs no code for this.
+
+    The class activation is HiResCAM (Draelos and Carin 2020) on the input tokens x of the block before the
+    first global block, or of the last block if there is none. The logit y of the class depends on the clip
+    through these tokens only.
 
         activation(t, n) = max(0, sum over channels c of x(t, n, c) * dy / dx(t, n, c))
 
@@ -75,33 +60,53 @@ def class_activation(model: UniFormerV2, clips: Tensor, labels: Tensor) -> Tenso
     on the moving shape in 95 % of 64 validation clips (a larger share of the map than of the area),
     Grad-CAM in 62 %.
 
-    The model must be in evaluation mode; its parameters and their gradients do not change. T counts frames
-    inside the model. Raises ModelError for clips of a wrong shape.
+    The model must be in evaluation mode; its parameters and their gradients do not change. Raises ModelError
+    for clips of a wrong shape.
     """
     config = model.config
     block = model.blocks[config.global_layers[0] if config.global_layers else -1]
+    fused = () if model.fusion is None else model.fusion.blocks
+    attentions = [each.attention for each in fused if isinstance(each, GlobalUniBlock)]
     entering: list[Tensor] = []
+    inputs: list[tuple[Tensor, ...]] = []
 
-    def begin(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def begin(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         torch.set_grad_enabled(True)  # from here on: autograd keeps nothing of the earlier blocks
-        tokens = inputs[0].detach().requires_grad_()
+        tokens = arguments[0].detach().requires_grad_()
         entering.append(tokens)
-        return tokens, *inputs[1:]
+        return tokens, *arguments[1:]
 
-    hook = block.register_forward_pre_hook(begin)
+    hooks = [block.register_forward_pre_hook(begin)]
+    for attention in attentions:
+        hooks.append(attention.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments)))
     try:
         with torch.no_grad():  # its exit also restores the caller's mode
             logits = model(clips)
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
+    if labels is None:
+        labels = logits.argmax(dim=-1)
     (tokens,) = entering
     chosen = F.one_hot(labels, config.num_classes).to(logits.dtype)
     (gradient,) = torch.autograd.grad(logits, tokens, chosen)
     products = (tokens.detach() * gradient)[:, :, 1:].float().sum(dim=-1)  # B T N, or B 1 T*N
-    return products.clamp(min=0).reshape(len(clips), -1, config.grid, config.grid)
+    activation = products.clamp(min=0).reshape(len(clips), -1, config.grid, config.grid)
+    shares = _attention(attentions, inputs, config.grid) if attentions else None
+    return ClipMaps(logits.detach(), labels, activation, shares)
 
 
-def _global_blocks(model: UniFormerV2) -> list[GlobalUniBlock]:
-    if model.fusion is None:
-        raise ModelError("the model has no global blocks, so it has no attention over space and time")
-    return [block for block in model.fusion.blocks if isinstance(block, GlobalUniBlock)]
+@torch.no_grad()
+def _attention(
+    attentions: Sequence[CrossAttention], inputs: Sequence[tuple[Tensor, ...]], grid: int
+) -> GlobalAttention:
+    patches, class_tokens, context = [], [], []
+    for attention, (queries, tokens) in zip(attentions, inputs, strict=True):
+        shares = attention.affinity(queries, tokens).float().mean(dim=1)  # B M
+        frames = shares.shape[1] // (1 + grid**2)
+        earlier = shares.shape[1] - frames * (1 + grid**2)
+        by_frame = shares[:, earlier:].unflatten(1, (frames, 1 + grid**2))  # B T 1+N
+        patches.append(by_frame[:, :, 1:].unflatten(2, (grid, grid)))
+        class_tokens.append(by_frame[:, :, 0])
+        context.append(shares[:, :earlier].sum(dim=1))
+    return GlobalAttention(*(torch.stack(parts, dim=1) for parts in (patches, class_tokens, context)))

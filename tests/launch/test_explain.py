@@ -61,7 +61,11 @@ def test_control_characters_in_names_are_escaped(
 def test_the_clip_is_the_one_of_a_prediction(weights: Path, motion_set: MotionSet) -> None:
     video = next((motion_set.root / "val").rglob("*.webm"))
     opened = open_model(weights)
+    passes: list[int] = []
+    hook = opened.model.register_forward_hook(lambda _, inputs, output: passes.append(len(output)))
     found = Explainer(opened, torch.device("cpu")).explain(video)
+    hook.remove()
+    assert passes == [1]  # one forward pass for the scores and all maps
     name, probability = Predictor(opened, torch.device("cpu")).predict(video).top[0]
     assert (found.name, found.probability) == (name, pytest.approx(probability, abs=1e-6))
     for each in found.maps:

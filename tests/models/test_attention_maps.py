@@ -5,14 +5,14 @@ import torch
 from torch import nn
 
 from models import ModelError
-from models.attention_maps import class_activation, global_attention
+from models.attention_maps import clip_maps
 from models.config import FUSIONS
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_the_attention_of_each_block_sums_to_one(small, clips, fusion):
     model = small(form="temporal", fusion=fusion, global_layers=(0, 1)).eval()
-    found = global_attention(model, clips)
+    found = clip_maps(model, clips).attention
     assert found.patches.shape == (2, 2, 2, 2, 2) and found.class_tokens.shape == (2, 2, 2)
     total = found.patches.sum((2, 3, 4)) + found.class_tokens.sum(2) + found.context
     torch.testing.assert_close(total, torch.ones(2, 2))
@@ -24,7 +24,7 @@ def test_the_maps_are_the_weights_of_multihead_attention(small, clips):
     attention = model.fusion.blocks[0].attention
     given = []
     hook = attention.register_forward_pre_hook(lambda _, inputs: given.append(inputs))
-    found = global_attention(model, clips)
+    found = clip_maps(model, clips).attention
     hook.remove()
     reference = nn.MultiheadAttention(16, attention.heads, batch_first=True)
     reference.in_proj_weight.data, reference.in_proj_bias.data = (
@@ -42,7 +42,7 @@ def test_the_maps_are_the_weights_of_multihead_attention(small, clips):
 def test_activation_is_the_effect_of_scaling_a_patch_on_the_logit(small, clips, form):
     model = small(form=form, depth=3, global_layers=(1, 2)).double().eval()
     clips, labels = clips.double(), torch.tensor([3, 0])
-    found = class_activation(model, clips, labels)
+    found = clip_maps(model, clips, labels).activation
     assert found.shape == (2, 2 if form == "temporal" else 4, 2, 2) and found.dtype == torch.float32
     scaled = torch.zeros_like(found)
     step = 1e-2  # not less: the softmax is float32
@@ -71,22 +71,20 @@ def test_the_model_does_not_change(small, clips):
         (parameter.requires_grad, parameter.grad, parameter.detach().clone())
         for parameter in model.parameters()
     ]
-    class_activation(model, clips, torch.tensor([1, 1]))
-    global_attention(model, clips)
+    clip_maps(model, clips, torch.tensor([1, 1]))
     assert torch.is_grad_enabled()
     assert not any(module._forward_pre_hooks for module in model.modules())
     for parameter, (requires, gradient, value) in zip(model.parameters(), states, strict=True):
         assert parameter.requires_grad == requires and parameter.grad is gradient is None
         assert torch.equal(parameter, value)
     with torch.no_grad():
-        class_activation(model, clips, torch.tensor([1, 1]))
+        clip_maps(model, clips, torch.tensor([1, 1]))
         assert not torch.is_grad_enabled()
 
 
 def test_without_global_blocks_there_is_activation_and_no_attention(small, clips):
     model = small(global_layers=()).eval()
-    assert class_activation(model, clips, torch.tensor([1, 1])).sum() > 0
-    with pytest.raises(ModelError, match="global blocks"):
-        global_attention(model, clips)
+    found = clip_maps(model, clips)
+    assert found.activation.sum() > 0 and found.attention is None
     with pytest.raises(ModelError, match="frames"):
-        class_activation(model, clips[:, :, :3], torch.tensor([1, 1]))
+        clip_maps(model, clips[:, :, :3], torch.tensor([1, 1]))

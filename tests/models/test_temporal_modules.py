@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from models import ModelError, UniFormerV2, build_config
-from models.attention_maps import class_activation
+from models.attention_maps import clip_maps
 from models.config import FUSIONS, TEMPORAL_MODULES
 from models.temporal_modules import STAdapter, TemporalAttention, TemporalConvolution, TemporalShift
 
@@ -269,7 +269,7 @@ def test_recomputation_changes_no_gradient(module, small, clips):
 @pytest.mark.parametrize("module", RIVALS)
 def test_class_activation_has_a_map_for_each_frame(module, small, clips):
     model = small(temporal_module=module, global_layers=()).eval()
-    assert class_activation(model, clips, torch.tensor([0, 1])).shape == (2, 4, 2, 2)
+    assert clip_maps(model, clips).activation.shape == (2, 4, 2, 2)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.attention_maps import class_activation, global_attention
+from models.attention_maps import ClipMaps, clip_maps
 from pipelines.augment.params import ViewSpec
 from pipelines.dali.frame_views import FrameViews, clip_frames
 from pipelines.dataset.manifest import ManifestRow
@@ -89,18 +89,18 @@ class Explainer:
         except VideoError as defect:
             raise DataError(f"{printable(path)} {defect}") from defect
         views = self._views([frames])[:, 0]  # 1 3 T H W
-        with torch.no_grad():
-            scores = self._model(views).softmax(dim=-1)[0]
+        maps = clip_maps(
+            self._model, views, None if label is None else torch.tensor([label], device=self._device)
+        )
+        scores, label = maps.logits.softmax(dim=-1)[0], int(maps.labels[0])
         check_scores(scores)
-        if label is None:
-            label = int(scores.argmax())
         return Explanation(
             path,
             self._names[label],
             float(scores[label]),
             denormalise(views[0], self._preprocessing.mean, self._preprocessing.std).numpy(),
             _seconds(row, self._clip.frames),
-            self._maps(views, label),
+            self._heat_maps(maps),
         )
 
     def _label(self, name: str) -> int:
@@ -113,15 +113,14 @@ class Explainer:
             f"--class {name!r}: the model has {len(self._names)} classes and none of this name{hint}"
         )
 
-    def _maps(self, views: Tensor, label: int) -> tuple[HeatMap, ...]:
+    def _heat_maps(self, found: ClipMaps) -> tuple[HeatMap, ...]:
         config = self._model.config
         size = (config.frames, config.resolution)
-        activation = class_activation(self._model, views, torch.tensor([label], device=self._device))[0]
+        activation = found.activation[0]
         maps = [HeatMap("class activation", upsample(activation, *size), _peak(activation))]
-        if self._model.fusion is not None:
-            attention = global_attention(self._model, views)
+        if found.attention is not None:
             for number, layer in enumerate(config.global_layers):
-                patches = attention.patches[0, number]
+                patches = found.attention.patches[0, number]
                 about = f"attention of the global block after block {layer + 1}"
                 maps.append(HeatMap(about, upsample(patches, *size), _peak(patches), float(patches.sum())))
         return tuple(maps)
