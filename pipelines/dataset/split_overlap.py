@@ -34,8 +34,10 @@ class Overlap:
 
     shared: int
     """Rows of `val` that are also in `train`."""
+    files: int
+    """Different videos among them: several rows may be segments of one file."""
     names: tuple[str, ...]
-    """Paths of the first of them."""
+    """Paths of the first of these."""
     train_rows: int
     """Rows of `train` that were compared."""
     val_rows: int
@@ -53,8 +55,9 @@ def find_overlap(train: Dataset, val: Dataset, most: int = MOST_ROWS) -> Overlap
     train_keys = pa.chunked_array(list(_keys(train, most, files)), pa.binary())
     val_keys = pa.chunked_array(list(_keys(val, most, files)), pa.binary())
     found = val_keys.filter(pc.is_in(val_keys, value_set=train_keys))
-    names = tuple(_printable_key(key) for key in islice(found, _NAMED))
-    return Overlap(len(found), names, len(train_keys), len(val_keys))
+    different = found.unique()
+    names = tuple(_printable_key(key) for key in islice(different, _NAMED))
+    return Overlap(len(found), len(different), names, len(train_keys), len(val_keys))
 
 
 def overlap_notes(train: Dataset, val: Dataset, most: int = MOST_ROWS) -> tuple[str, ...]:
@@ -70,7 +73,7 @@ def overlap_notes(train: Dataset, val: Dataset, most: int = MOST_ROWS) -> tuple[
         return (f"no validation video was found in training{compared}",) if compared else ()
     return (
         f"{overlap.shared:,} of {len(val):,} validation videos {'are' if overlap.shared > 1 else 'is'} also "
-        f"in training{compared}: {format_list(overlap.names, _NAMED, overlap.shared)}. Accuracy on them is "
+        f"in training{compared}: {format_list(overlap.names, _NAMED, overlap.files)}. Accuracy on them is "
         "too optimistic; remove them from one of the manifests",
     )
 

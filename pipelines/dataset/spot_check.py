@@ -79,7 +79,8 @@ def spot_check(
 
 def format_defects(bad: Sequence[tuple[str, str]]) -> str:
     """The end of a message: the first of several bad videos, each as path and reason."""
-    named = "; ".join(f"{path} {reason}" for path, reason in bad[:_NAMED])
+    different = list(dict.fromkeys(f"{path} {reason}" for path, reason in bad))  # rows may be of one file
+    named = "; ".join(different[:_NAMED])
     return f"the first: {named}"
 
 

@@ -70,7 +70,7 @@ def plan_submission(
             set_job_credentials(recipe.tracking.uri)
         most = limit if isinstance(limit, int) else None
         split_batch(recipe.optimisation.global_batch, request.ranks, most, recipe.clip_group)
-        absent = [str(path) for _, path in recipe.data.manifest_fields if not path.exists()]
+        absent = {str(path): None for _, path in recipe.data.manifest_fields if not path.exists()}
         if needs_data and absent and recipe.data.embedded is None:
             raise RunError(f"no manifest at {', '.join(absent)}; make it with uniformerv2 prepare first")
     is_sweep = len(chosen) > 1

@@ -46,6 +46,13 @@ def test_the_same_file_by_several_names(tmp_path: Path) -> None:
     assert note.startswith("3 of 5 validation videos are also in training: ")
 
 
+def test_a_file_of_which_several_rows_are_shared_is_named_once(tmp_path: Path) -> None:
+    data = dataset(tmp_path / "train.arrow", [(f"{name}.mp4", 0) for name in "aaaaabbcd"])
+    (note,) = overlap_notes(data, data)
+    assert note.startswith("9 of 9 validation videos are also in training: ") and " and 1 more. " in note
+    assert [note.count(f"/{name}.mp4") for name in "abcd"] == [1, 1, 1, 0]
+
+
 def test_names_that_are_not_utf8_or_cannot_be(tmp_path: Path) -> None:
     odd = [(encode_path(Path(os.fsdecode(b"caf\xe9/\xff.mp4"))), 0), ("a\0b.mp4", 0), ("new\nline.mp4", 0)]
     several = [*odd, *((f"{n}.mp4", 0) for n in range(10_001))]

@@ -122,11 +122,12 @@ def test_scripts_that_are_only_printed_have_the_command_that_submits_each(
     (name,) = re.findall(r"^#SBATCH --job-name=(\S+)", first, re.MULTILINE)
     waits = f"--dependency=afterok:JOB_OF_{name} --kill-on-invalid-dep=yes"
     assert second.splitlines()[-2].startswith(f"# submitted with: sbatch {waits} {tmp_path}/runs/")
-    without_data = ["--set", "data.embedded=null", "--set", "data.train=none.arrow"]
+    missing = ("data.embedded=null", "data.train=none.arrow", "data.val=none.arrow")
+    without_data = [part for text in missing for part in ("--set", text)]
     monkeypatch.setattr(sys, "argv", [*sys.argv, *without_data])
     assert main() == 0 and "data.train=none.arrow" in capsys.readouterr().out
     sys.argv.remove("--dry-run")
-    assert main() == 2 and "no manifest at none.arrow" in capsys.readouterr().err
+    assert main() == 2 and "no manifest at none.arrow; make it" in capsys.readouterr().err
 
 
 def test_a_missing_file_is_named_in_plain_words(tmp_path: Path) -> None:
