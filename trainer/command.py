@@ -33,8 +33,9 @@ class CommandParser(argparse.ArgumentParser):
         for option in self._options(given):
             known = list(self._option_string_actions)
             if not any(name.startswith(option) for name in known):
-                near = difflib.get_close_matches(option, [name for name in known if len(name) > 2], n=1)
-                hint = f"did you mean {near[0]}?" if near else "--help lists the options"
+                words = [name[2:] for name in known if len(name) > 2]  # the dashes would count as similar
+                near = difflib.get_close_matches(option.lstrip("-"), words, n=1)
+                hint = f"did you mean --{near[0]}?" if near else "--help lists the options"
                 self.error(f"unknown option {option}; {hint}")
         return super().parse_known_args(given, namespace)
 

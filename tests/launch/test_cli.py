@@ -127,6 +127,7 @@ def test_every_command_names_an_unknown_option_first() -> None:
     [
         (["--otu", "x"], "--otu; did you mean --out?"),
         (["--nothing=1"], "--nothing; --help lists"),
+        (["--batch", "4"], "--batch; --help lists"),
         (["-x"], "-x; --help"),
         (["--out", "a", "job", "--ouy"], "--ouy; --help"),  # an option of the job
         (["--out", "a", "--ou", "b", "--", "--otu"], ""),
@@ -138,6 +139,7 @@ def test_unknown_options(arguments: list[str], unknown: str, capsys: pytest.Capt
     parser = command_parser("about")
     parser.add_argument("--out", required=True)
     parser.add_argument("--value")
+    parser.add_argument("--last")
     if "job" in arguments:
         parser.add_subparsers().add_parser("job").add_argument("--in", required=True)
     else:
