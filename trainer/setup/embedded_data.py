@@ -23,7 +23,8 @@ def check_embedded(recipe: Recipe) -> Path | None:
     if (train.name, recipe.data.val) != ("train.arrow", root / "val.arrow"):
         raise RecipeError(
             f"data.embedded renders {root}/train.arrow and {root}/val.arrow, but data.train is "
-            f"{train} and data.val {recipe.data.val}: name those, or leave data.embedded out"
+            f"{train} and data.val {recipe.data.val}: set data.train and data.val to the rendered manifests, "
+            "or leave data.embedded out"
         )
     try:
         check_writable(root)
