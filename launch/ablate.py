@@ -12,8 +12,8 @@ a failed training, 85 and 130 stopped, as launch/train.py.
 import argparse
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from launch.cli import command_line
 from pipelines.arguments import integer
@@ -71,8 +71,8 @@ def run(ablation: Ablation, args: argparse.Namespace, home: Path) -> int:
         made_by = shlex.join(["python", *sys.argv]).replace("\n", " ")
         request = job_request(args, ablation.name, at_once=args.array)
         folder = home if len(stages) > 1 else stages[0].run_dir
-        about: dict[str, Any] = {"made_by": made_by, "parent": parent, "needs_data": not args.dry_run}
-        planned = plan_submission(request, [each.variant for each in stages], home=folder, extra=[], **about)
+        plan = partial(plan_submission, made_by=made_by, parent=parent, needs_data=not args.dry_run)
+        planned = plan(request, [each.variant for each in stages], home=folder)
         print(preview(planned) if args.dry_run else format_submission(planned, submit(planned, after=None)))
     return 0
 

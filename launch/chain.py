@@ -11,8 +11,8 @@ launch/train.py; with --slurm 0 submitted, 2 a mistake.
 import argparse
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from launch.cli import command_line
 from trainer.cluster.chain import Stage, is_finished, load_chain
@@ -68,9 +68,9 @@ def train(stages: list[Stage]) -> int:
 def submit_stages(stages: list[Stage], args: argparse.Namespace) -> int:
     """Submit a job for each stage that is not finished and has none, after all were planned."""
     made_by = shlex.join(["python", *sys.argv]).replace("\n", " ")
-    about: dict[str, Any] = {"extra": [], "made_by": made_by, "needs_data": not args.dry_run}
+    plan = partial(plan_submission, made_by=made_by, needs_data=not args.dry_run)
     planned = [
-        plan_submission(job_request(args, stage.name), [stage.variant], home=stage.run_dir, **about)
+        plan(job_request(args, stage.name), [stage.variant], home=stage.run_dir)
         for stage in stages
         if not is_finished(stage)
     ]

@@ -47,8 +47,8 @@ def plan_submission(
     chosen: Sequence[Variant],
     *,
     home: Path,
-    extra: Sequence[str],
     made_by: str,
+    extra: Sequence[str] = (),
     parent: str | None = None,
     needs_data: bool = True,
 ) -> Submission:
