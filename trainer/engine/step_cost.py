@@ -92,11 +92,12 @@ class StepCost:
 
         is_local = config.has_local(0)
         total += alone(2, 1, is_local) - alone(2, 0, is_local) - later(is_local)
-        total += sum(later(config.has_local(layer)) for layer in range(1, config.depth))
-        local = sum(config.has_local(layer) for layer in range(1, recomputed))
-        for kind, blocks in ((True, local), (False, recomputed - 1 - local)):
-            if blocks:
-                total += blocks * (alone(2, 2, kind) - alone(2, 1, kind))
+        kinds = [config.has_local(layer) for layer in range(1, config.depth)]
+        for kind in set(kinds):
+            total += kinds.count(kind) * later(kind)
+        kinds = kinds[: recomputed - 1]
+        for kind in set(kinds):
+            total += kinds.count(kind) * (alone(2, 2, kind) - alone(2, 1, kind))
         return total
 
     @property
