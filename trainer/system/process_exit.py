@@ -1,5 +1,6 @@
 """Exit of a process that may be one of several ranks."""
 
+import gc
 import os
 import signal
 import sys
@@ -51,4 +52,7 @@ def exit_with(main: Callable[[], int], interrupted: str) -> NoReturn:
             with suppress(OSError):
                 stream.flush()
         os._exit(code)
+    # Python's shutdown collects garbage several times, which takes seconds with the objects of PyTorch and
+    # MLflow. Frozen objects are left out.
+    gc.freeze()
     sys.exit(code)
