@@ -57,7 +57,7 @@ class MemoryEstimate:
     """Moments, and the master weights."""
     ema: int
     clips: int
-    """Batches prefetched, and those kept for a nonfinite step."""
+    """Batches prefetched, made by a thread, or kept for a nonfinite step."""
     working: int
     """Activations and DeepSpeed's buffers, or the update, or an evaluation, whichever needs most."""
     reserve: int
@@ -137,7 +137,8 @@ class MemoryModel:
         whole = trained * (6 if bf16 else 4)
         gradients = 4 * trained // self.ranks if zero_stage >= 2 else whole
         clips = self._prefetched(micro_batch) + self._prefetched(self.views)
-        clips += SUSPECT_BATCHES * self._batch_bytes(micro_batch)
+        # On a CPU a thread of the training loader holds one more, see `MadeAhead`.
+        clips += (SUSPECT_BATCHES + (self.kind == "cpu")) * self._batch_bytes(micro_batch)
         buffers = self._buffers(zero_stage)
         lasting = buffers if zero_stage == 3 else 0  # other stages free them after each backward
         # The gradients flattened, for the all-reduce or the update; several kernels take two more copies.
