@@ -60,6 +60,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def measure(args: argparse.Namespace) -> None:
+    """As `run`, without a word on results of an earlier run."""
     if args.job == "pipeline":
         loader_rate.run(args)
         return

@@ -40,6 +40,7 @@ from trainer.setup.preparation import (
     fp8_notes,
     memory_notes,
     model_config,
+    plan_change_notes,
     prepare,
     preprocessing,
     resume_settings,
@@ -107,7 +108,10 @@ def check(
     notes: list[str] = []
     prepared = None
     if not absent:
-        prepared, notes = _prepared(recipe, ranks, available, problems, resumed_state(folder, resume))
+        resumed = resumed_state(folder, resume)
+        prepared, notes = _prepared(recipe, ranks, available, problems, resumed)
+        if prepared is not None and resumed is not None:
+            notes += plan_change_notes(recipe, prepared.layout, resumed, ranks)
     elif recipe.data.embedded is None:
         for name, path in absent:
             problems.note(f"{name}: no manifest at {path}; make it with uniformerv2 prepare")
@@ -130,8 +134,7 @@ def check(
             problems.note(f"engine.{name} is {value}, but torch sees no GPU here")
     if layout is not None:
         config = model_config(recipe, len(class_names) or 1, layout.recomputed_blocks)
-        if prepared is None:
-            notes += fp8_notes(recipe, config, layout, ranks, available.kind)
+        notes += fp8_notes(recipe, config, layout, ranks, available.kind)
         if not _resumes(folder, resume):  # a resumed training does not read the file
             starting = problems.attempt(lambda: _starting(recipe, config, class_names)) or ()
         if not class_names and recipe.model.num_classes is None:

@@ -17,7 +17,7 @@ from trainer.distributed.collectives import broadcast_from_main, run_on_all_rank
 from trainer.evaluation.finished_run import Reevaluation, choose_reevaluation, is_finished
 from trainer.lr_schedule import Schedule
 from trainer.monitoring.run_dir import RunDir
-from trainer.setup.preparation import Preparation, preprocessing, resume_settings
+from trainer.setup.preparation import Preparation, plan_change_notes, preprocessing, resume_settings
 from trainer.setup.starting_weights import StartingWeights, plan_starting_weights
 
 
@@ -70,7 +70,8 @@ def find_start(
         run_on_all_ranks(lambda: check_allowed_names(allowed, settings))
         return _new_training(recipe, prepared, settings)
     state = read_for_resume(found, settings=settings, allowed=allowed, verify=resume != "auto")
-    start = _with_recorded_weights(Start(recipe, settings, found, state))
+    notes = plan_change_notes(recipe, prepared.layout, state, dist.get_world_size())
+    start = _with_recorded_weights(Start(recipe, settings, found, state, notes=notes))
     schedule = Schedule.of(recipe, prepared.sampler.steps_per_epoch)
     steps, is_main = schedule.total_steps, dist.get_rank() == 0
     has_ended = broadcast_from_main(is_main and is_finished(folder, found, state, steps))
@@ -104,9 +105,9 @@ def _with_recorded_weights(start: Start) -> Start:
     origin = recorded(start.state)
     file = None if origin is None else Path(origin["file"])
     weights = start.recipe.model.weights
-    notes: tuple[str, ...] = ()
+    notes = start.notes
     if weights != file:
-        notes = (
+        notes += (
             f"model.weights is recorded as {file}, which the training started from, and not as {weights}: a "
             "resumed run reads neither",
         )

@@ -41,7 +41,7 @@ from trainer.resilience.stale_semaphores import mark_semaphores, remove_left_sem
 from trainer.results import write_results
 from trainer.resume import Start, find_start
 from trainer.setup.embedded_data import render_missing
-from trainer.setup.preparation import Preparation, check_decoder, prepare
+from trainer.setup.preparation import Preparation, check_decoder, fp8_notes, prepare
 from trainer.setup.start_checks import (
     check_resume,
     check_run_dir,
@@ -164,7 +164,9 @@ class Run:
         node_copy = recipe.data.node_copy
         paths = [path for _, path in recipe.data.manifest_fields]
         run_on_all_ranks(lambda: prefetch_manifests(paths, self.environment, node_copy))
-        resumed = broadcast_from_main(resumed_state(self.folder, resume) if self.is_main else None)
+        resumed = broadcast_from_main(
+            run_on_all_ranks(lambda: resumed_state(self.folder, resume) if self.is_main else None)
+        )
         prepared = run_on_all_ranks(
             lambda: prepare(recipe, self.environment.world_size, memory, node_copy, resumed)
         )
@@ -172,6 +174,14 @@ class Run:
         run_on_all_ranks(lambda: check_decoder(recipe, prepared.train, gpu=gpu))
         opened = [*prepared.train.manifests, *prepared.val.manifests]
         self._notes += run_on_all_ranks(lambda: check_videos(recipe, opened) if self.is_main else ())
+        if self.is_main:
+            self._notes += fp8_notes(
+                recipe,
+                prepared.config,
+                prepared.layout,
+                self.environment.world_size,
+                self.environment.device.type,
+            )
         return prepared
 
     def _check_place(self) -> None:

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection
-from contextlib import closing
+from collections.abc import Callable
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -119,15 +120,14 @@ def render(
     The bytes of a file depend on seed, size, frames and its index, not on the number of workers. A file
     appears under its name when it is complete, and a manifest after its last video. The same call continues
     an interrupted one: `root/rendering.log` lists the complete videos until both manifests are written. A
-    video is kept if its content, the settings and the renderer are those of its line.
+    video stays if its content, the settings and the renderer are those of its line.
 
     Args:
         size: pixels on the shorter side of a clip, even.
         frames: range of the number of frames of a clip.
         workers: processes; with more than one, the caller's main module must be importable.
-        progress: called after each clip with the number of clips that this call wrote, and of all that it
-            writes.
-        note: called with a sentence about the videos that are kept, if there are any.
+        progress: called after each clip with the numbers of finished clips and of all clips.
+        note: called with a sentence about the videos of an interrupted rendering, if there are any.
 
     Returns:
         The paths of the training and the validation manifest.
@@ -146,20 +146,24 @@ def render(
             (root / split / name).mkdir(parents=True, exist_ok=True)
 
     jobs = [("train", i) for i in range(train_clips)] + [("val", i) for i in range(val_clips)]
-    names = [_video_name(*job) for job in jobs]
     key = _renderer_key(settings)
-    kept = _complete_videos(root, key, set(names))
-    if kept and note is not None:
-        note(f"{len(kept):,} of {len(jobs):,} videos are kept from an interrupted rendering")
-    missing = [job for job, name in zip(jobs, names, strict=True) if name not in kept]
-    write = partial(_write_clip, root, settings, key)
+    logged = _read_log(root / _LOG, key)
+    lines = [logged.get(_video_name(*job)) for job in jobs]
+    written = sum(line is not None for line in lines)
+    if written and note is not None:
+        note(
+            f"{written:,} of {len(jobs):,} videos are of an interrupted rendering; those that are whole stay"
+        )
+    with (root / _LOG).open("a", encoding="utf-8") as log:
+        log.write("\n")  # the last line may be cut
+    work = partial(_write_clip, root, settings, key)
+    numbered = [(*job, line) for job, line in zip(jobs, lines, strict=True)]
     with closing(
-        ordered_map(write, missing, total=len(missing), workers=workers, progress=progress)
-    ) as written:
-        rows = (kept[name] if name in kept else next(written) for name in names)
+        ordered_map(work, numbered, total=len(numbered), workers=workers, progress=progress)
+    ) as rows:
         write_manifest(manifests[0], islice(rows, train_clips), CLASS_NAMES)
         write_manifest(manifests[1], rows, CLASS_NAMES)
-    (root / _LOG).unlink(missing_ok=True)  # two calls may write the same files
+    (root / _LOG).unlink(missing_ok=True)  # another process may render the same
     return manifests
 
 
@@ -173,8 +177,14 @@ def _video_name(split: str, index: int) -> str:
     return f"{split}/{CLASS_NAMES[index % len(CLASS_NAMES)]}/{index:06d}{_video_format(index).extension}"
 
 
-def _write_clip(root: Path, settings: MotionSettings, key: str, job: tuple[str, int]) -> ManifestRow:
-    split, index = job
+def _write_clip(
+    root: Path, settings: MotionSettings, key: str, job: tuple[str, int, str | None]
+) -> ManifestRow:
+    """Write a clip's video, unless the one of its line in the log is whole."""
+    split, index, line = job
+    kept = None if line is None else _row_of_whole_video(root, key, line)
+    if kept is not None:
+        return kept
     clip = draw_motion_clip(settings, split, index)
     video_format = _video_format(index)
     frames, height, width, _ = clip.frames.shape
@@ -189,7 +199,7 @@ def _write_clip(root: Path, settings: MotionSettings, key: str, job: tuple[str, 
         height=height,
         codec=video_format.codec,
     )
-    with atomic_file(root / row.path) as partial:
+    with atomic_file(root / row.path, shared=True) as partial:
         encode_video(partial, clip.frames, video_format, clip.fps, _KEYFRAME_INTERVAL)
         line = _log_line(key, row, partial.read_bytes())
     with (root / _LOG).open("a", encoding="utf-8") as log:
@@ -207,29 +217,35 @@ def _renderer_key(settings: MotionSettings) -> str:
 
 
 def _log_line(key: str, row: ManifestRow, video: bytes) -> str:
-    """The line of a complete video: a hash of renderer, row and content, and the row as JSON."""
+    """The line of a complete video: the renderer, a hash of row and content, and the row as JSON."""
     text = json.dumps(asdict(row))
-    return f"{hashlib.sha256(f'{key} {text} '.encode() + video).hexdigest()} {text}\n"
+    return f"{key} {hashlib.sha256(text.encode() + video).hexdigest()} {text}\n"
 
 
-def _complete_videos(root: Path, key: str, names: Collection[str]) -> dict[str, ManifestRow]:
-    """The rows, by path, of the videos of an interrupted rendering that are whole and would be written the
-    same again. The log is cut to their lines."""
-    kept: dict[str, tuple[ManifestRow, str]] = {}
-    log = root / _LOG
-    lines = (
-        log.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if log.exists() else []
-    )
-    for line in lines:
-        try:
-            row = ManifestRow(**json.loads(line.partition(" ")[2]))
-            if row.path in names and line == _log_line(key, row, (root / row.path).read_bytes()):
-                kept[row.path] = row, line
-        except (OSError, TypeError, ValueError):
-            continue  # a damaged line, or a video that is gone
-    with atomic_file(log) as partial:
-        partial.write_text("".join(line for _, line in kept.values()), encoding="utf-8")
-    return {name: row for name, (row, _) in kept.items()}
+def _read_log(log: Path, key: str) -> dict[str, str]:
+    """The lines of the videos that this renderer has written, by the path of each video."""
+    if not log.exists():
+        return {}
+    found = {}
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+        with suppress(IndexError, KeyError, TypeError, ValueError):  # a damaged line
+            if line.startswith(key):
+                found[str(_stored_row(line)["path"])] = line
+    return found
+
+
+def _row_of_whole_video(root: Path, key: str, line: str) -> ManifestRow | None:
+    """The row of a video; None where the line or the video is damaged or the video is gone."""
+    try:
+        row = ManifestRow(**_stored_row(line))
+        return row if line == _log_line(key, row, (root / row.path).read_bytes()) else None
+    except (OSError, TypeError, ValueError):
+        return None
+
+
+def _stored_row(line: str) -> dict[str, Any]:
+    """Raises IndexError or ValueError for a damaged line."""
+    return dict(json.loads(line.split(" ", 2)[2]))
 
 
 def _frame_size(rng: np.random.Generator, size: int) -> tuple[int, int]:

@@ -403,12 +403,35 @@ def test_a_compiled_model_trains_as_an_eager_one(
 def test_engine_auto_changes_no_loss(undisturbed: Path, motion_set: MotionSet, tmp_path: Path) -> None:
     """`engine: auto` chooses stage, micro-batch and recomputed blocks."""
     run_dir = tmp_path / "run"
-    recipe = yaml.safe_load(SMALL.read_text())
-    recipe["engine"] = "auto"
-    (tmp_path / "auto.yaml").write_text(yaml.safe_dump(recipe))
-    outcome = train(run_dir, *settings(**ALL_AT_ONCE), data=motion_set.root, recipe=tmp_path / "auto.yaml")
+    outcome = train(run_dir, *settings(**ALL_AT_ONCE), data=motion_set.root, recipe=auto_recipe(tmp_path))
     assert outcome.code == 0, outcome.errors
     torch.testing.assert_close(losses(run_dir), losses(undisturbed), atol=1e-5, rtol=0)
+
+
+def auto_recipe(folder: Path) -> Path:
+    """The small recipe with `engine: auto`."""
+    recipe, path = yaml.safe_load(SMALL.read_text()), folder / "auto.yaml"
+    path.write_text(yaml.safe_dump({**recipe, "engine": "auto"}))
+    return path
+
+
+@pytest.mark.soak
+def test_engine_auto_continues_with_the_micro_batch_of_the_checkpoint(
+    motion_set: MotionSet, tmp_path: Path
+) -> None:
+    """As if the first attempt had less memory. A batch norm sees the clips of a micro-batch."""
+    fixed = [*in_stage(0), *settings(engine__micro_batch=4)]
+    outcome = train(tmp_path / "whole", *fixed, data=motion_set.root)
+    assert outcome.code == 0, outcome.errors
+    run_dir = tmp_path / "stopped"
+    first = Training(run_dir, *fixed, data=motion_set.root)
+    first.wait_for_step(2)
+    first.signal(signal.SIGTERM)
+    assert first.wait().code == REQUEUE
+    outcome = train(run_dir, *settings(**ALL_AT_ONCE), data=motion_set.root, recipe=auto_recipe(tmp_path))
+    assert outcome.code == 0, outcome.errors
+    assert "engine.micro_batch auto: 4 clips, as in the checkpoint" in outcome.output + outcome.errors
+    assert losses(run_dir) == losses(tmp_path / "whole") and len(losses(run_dir)) == STEPS
 
 
 def test_diverged_weights_are_not_saved(motion_set: MotionSet, tmp_path: Path) -> None:

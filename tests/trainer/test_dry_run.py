@@ -249,7 +249,7 @@ def test_an_assumed_number_of_batch_norm_clips_is_noted(check_output, videos, tm
     assert f"{BATCH_NORM_CLIPS}: 512 then, 4 now" in refusal(check_output(*ON_CPU, fixed, ranks=2))
     assert "--check assumes" not in check_output(*ON_CPU, allowed=[BATCH_NORM_CLIPS])
     keep(**{BATCH_NORM_CLIPS: 16})
-    assert "micro-batch 16 as in the checkpoint" in check_output(*ON_CPU)
+    assert "16 clips, with which a batch norm sees 16 clips, as before" in check_output(*ON_CPU)
     keep(**{BATCH_NORM_CLIPS: 512, "seed": 1})
     reasons = refusal(check_output(*ON_CPU))
     assert "seed: 1 then, 0 now" in reasons and BATCH_NORM_CLIPS not in reasons

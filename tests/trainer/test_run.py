@@ -85,19 +85,19 @@ def test_a_folder_that_cannot_be_tidied_is_refused_in_words(tmp_path: Path) -> N
 
 
 def batch_of_a_resumed_run(manifests: Path, run_dir: Path) -> int:
-    """Clips per rank and forward pass, where memory is free for all eight clips of the global batch."""
+    """Clips per rank and forward pass of two ranks, where memory is free for all eight clips of a step."""
     changes = (f"data.{part}={manifests / part}.arrow" for part in ("train", "val"))
     recipe = load_recipe(SMALL, [*changes, "engine.micro_batch=auto"])
     return Run(recipe, RunDir(run_dir), find_environment("cpu"))._prepare("auto").layout.micro_batch
 
 
 def test_a_resumed_run_keeps_the_micro_batch_of_its_checkpoint(motion_set: MotionSet, tmp_path: Path) -> None:
-    with Ranks(1) as ranks:
-        assert ranks.run(batch_of_a_resumed_run, motion_set.root, tmp_path) == [8]
+    with Ranks(2) as ranks:
+        assert ranks.run(batch_of_a_resumed_run, motion_set.root, tmp_path) == [4, 4]
         checkpoint = tmp_path / "checkpoints" / "step-0000003"
         checkpoint.mkdir(parents=True)
-        write_state(checkpoint, TrainState(3, 0, 0, {}, 3, 1, 1, {}, 0.0, {}, micro_batch=2))
-        assert ranks.run(batch_of_a_resumed_run, motion_set.root, tmp_path) == [2]
+        write_state(checkpoint, TrainState(3, 0, 0, {}, 3, 2, 1, {}, 0.0, {}, micro_batch=2))
+        assert ranks.run(batch_of_a_resumed_run, motion_set.root, tmp_path) == [2, 2]
 
 
 def leave_with(error: Exception, run_dir: Path) -> tuple[bool, bool]:

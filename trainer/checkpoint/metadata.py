@@ -109,6 +109,22 @@ def read_state(folder: Path) -> TrainState:
         raise CheckpointError(folder, f"{STATE} is damaged: {name} is {shorten(described[name])}") from None
 
 
+def read_newest(folders: Sequence[Path]) -> tuple[Path, TrainState] | None:
+    """The newest of these checkpoints whose metadata can be read, oldest first; None where there are none.
+
+    Raises the newest one's CheckpointError where none can be read.
+    """
+    problem = None
+    for path in reversed(folders):
+        try:
+            return path, read_state(path)
+        except CheckpointError as error:
+            problem = problem or error
+    if problem is not None:
+        raise problem
+    return None
+
+
 def find_problem(folder: Path, rank: int = 0, world_size: int = 1) -> str | None:
     """Why a checkpoint cannot be used, or None. Reads all of it, or a rank's share of its shards.
 

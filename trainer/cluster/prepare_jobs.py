@@ -32,10 +32,12 @@ class PartsSubmission:
     merge: str
     """the text of the script that merges them"""
 
-    @property
-    def text(self) -> str:
+    def preview(self, after: str | None = None) -> str:
+        """Both scripts. after: the job that the parts wait for."""
+        first = " ".join(wait_options(after, only_after_success=False))
         waits = " ".join(wait_options("JOB1", only_after_success=True))
-        return f"{self.array}\n# ---- after all parts, with {waits} ----\n{self.merge}"
+        parts = f"# ---- the parts, with {first} ----\n" if first else ""
+        return f"{parts}{self.array}\n# ---- after all parts, with {waits} ----\n{self.merge}"
 
 
 def submit_manifest(
@@ -58,7 +60,7 @@ def submit_manifest(
     request = job_request(args, f"prepare-{job.out.stem}", at_once=args.array)
     planned = plan_parts(request, args.parts, args.training, job.out, made_by)
     if args.dry_run:
-        print(planned.text, end="")
+        print(planned.preview(args.after), end="")
     else:
         print(format_parts(planned, submit_parts(planned, after=args.after)))
 

@@ -1,5 +1,6 @@
 """From recipes to jobs in SLURM's queue. Everything is checked first, so that a mistake shows at once."""
 
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -137,7 +138,8 @@ def preview(
     lines, before = [submission.text.rstrip("\n")], after
     for number in range(1, count + 1):
         options = wait_options(before, only_after_success=only_after_success)
-        lines.append(f"# submitted with: {' '.join(['sbatch', *options, str(submission.path)])}")
+        command = shlex.join(["sbatch", *options, str(submission.path)])
+        lines.append(f"# submitted with: {command}")
         before = f"JOB{number}"
     return "\n".join(lines)
 

@@ -38,19 +38,18 @@ class BatchPlan:
 
 @dataclass(frozen=True)
 class EarlierPlan:
-    """Of the plan that wrote a checkpoint, what a resumed run must keep for equal results."""
+    """What a resumed run keeps of the plan that wrote its checkpoint, where it fits."""
 
     micro_batch: int
     zero_stage: int | None
-    """None where any will do."""
+    """Kept if the micro-batch fits with it; None where any will do."""
+    reason: str
+    """Why this micro-batch, for a line at the start."""
 
-    def __str__(self) -> str:
-        stage = "" if self.zero_stage is None else f" and ZeRO stage {self.zero_stage}"
-        return f"micro-batch {self.micro_batch}{stage}"
-
-    def matches(self, plan: Plan) -> bool:
-        stage, size, _ = plan  # recomputed blocks change memory and time only
-        return size == self.micro_batch and self.zero_stage in (None, stage)
+    def choose(self, candidates: Sequence[Plan]) -> Sequence[Plan]:
+        """Those that keep the most; recomputed blocks change memory and time only."""
+        same = [plan for plan in candidates if plan[1] == self.micro_batch]
+        return [plan for plan in same if plan[0] == self.zero_stage] or same
 
 
 def choose_batch_plan(
@@ -66,8 +65,9 @@ def choose_batch_plan(
 
     It is the plan of the least time a clip, on paper (`StepCost`), of those that fit; of equal ones, that
     with the least recomputation, then the lowest stage. Numbers of the recipe are kept, with advice where
-    they do not fit by the estimate. A resumed run keeps the earlier plan where it fits and the recipe allows
-    it: memory may be free now that was not free then, and another plan rounds differently.
+    they do not fit by the estimate. A resumed run keeps the micro-batch of the earlier plan, and its stage,
+    where they fit and the recipe allows them: memory may be free now that was not free then, and another plan
+    rounds differently.
 
     Args:
         config: of the model; its recomputed blocks are ignored.
@@ -98,12 +98,15 @@ def choose_batch_plan(
     candidates = _candidates(choices)
     if not candidates:
         raise RunError(_nothing_fits(choices, possible))
-    kept = [] if earlier is None else [plan for plan in candidates if earlier.matches(plan)]
+    kept = [] if earlier is None else earlier.choose(candidates)
     ranked = _ranked(kept or candidates, StepCost(choices.memory, share, fp8=engine.fp8))
     found, _ = ranked[0]
     stage, size, recomputed = found
     if engine.micro_batch == "auto":
-        notes.append(_why_micro_batch(choices, *found))
+        if earlier is not None and kept:
+            notes.append(f"engine.micro_batch auto: {_clips(size)}, {earlier.reason}")
+        else:
+            notes.append(_why_micro_batch(choices, *found))
         if config.has_batch_norm:
             notes.append(
                 f"batch norms average over {size * world_size} clips, engine.micro_batch x {world_size}, and "
@@ -112,15 +115,11 @@ def choose_batch_plan(
     if engine.recomputed_blocks == "auto":
         notes.append(_why_recomputed(choices, *found))
     if engine.zero_stage == "auto":
-        notes.append(_why_stage(choices, *found))
-    if kept:
-        notes.append(f"{earlier} as in the checkpoint, for equal results")
-    elif earlier is not None:
-        notes.append(
-            f"the checkpoint was written with {earlier}, which does not fit or differs from the recipe: "
-            "results will differ from those of a run that was not stopped, by rounding"
-        )
-    if len(ranked) > 1:
+        if earlier is not None and kept and stage == earlier.zero_stage:
+            notes.append(f"engine.zero_stage auto: {stage}, as in the checkpoint")
+        else:
+            notes.append(_why_stage(choices, *found))
+    if len(ranked) > 1 and not kept:
         notes.append(_why_fastest(choices, ranked))
     return BatchPlan(stage, size, share // size, recomputed, tuple(notes))
 

@@ -33,7 +33,6 @@ class Engine:
     def __init__(self, model: nn.Module, recipe: Recipe, environment: Environment, plan: BatchPlan) -> None:
         self.micro_batch = plan.micro_batch
         """Clips per rank and forward pass."""
-        self.micro_batch = plan.micro_batch
         self.accumulation = plan.accumulation
         """Micro-batches per optimiser step."""
         self.zero_stage = plan.zero_stage

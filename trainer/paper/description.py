@@ -17,7 +17,7 @@ from models.cost import (
     train_step_flops,
     trainable_parameter_count,
 )
-from trainer.checkpoint.metadata import STATE, read_state
+from trainer.checkpoint.metadata import STATE, read_newest, read_state
 from trainer.checkpoint.retention import Retention
 from trainer.checkpoint.weights import described_config, open_described
 from trainer.config.load import load_recipe, neighbour_hint, read_stored_recipe
@@ -112,8 +112,8 @@ def _find_trained(path: Path) -> dict[str, Any] | None:
         (file for file in (path / HUB_WEIGHTS, RunDir(path).weights, path) if file.is_file()), None
     )
     if weights is None:
-        checkpoints = Retention(RunDir(path).checkpoints).visible()
-        return read_state(checkpoints[-1]).description if checkpoints else None
+        newest = read_newest(Retention(RunDir(path).checkpoints).visible())
+        return None if newest is None else newest[1].description
     if weights.suffix == ".safetensors":
         return open_described(weights).description
     if weights.suffix in _WEIGHTS:

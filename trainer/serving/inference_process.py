@@ -101,6 +101,8 @@ class InferenceProcess:
             self.start()
         except RunError:
             self._restart()  # memory may have been short for a moment
+            if self._closed:
+                raise RunError(_CLOSED) from None
             raise
 
     def close(self) -> None:
@@ -115,9 +117,10 @@ class InferenceProcess:
         self._pipe, theirs = context.Pipe()
         self._is_ready = False
         self._spawned = time.monotonic()
-        self._process = context.Process(target=_work, args=(theirs, self._prepare), daemon=True)
+        process = context.Process(target=_work, args=(theirs, self._prepare), daemon=True)
         with signals_blocked(*STOP_SIGNALS):
-            self._process.start()
+            process.start()
+        self._process = process  # once it runs: `close` may kill it from another thread
         theirs.close()
 
     def _restart(self) -> None:

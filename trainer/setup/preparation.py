@@ -117,7 +117,6 @@ def prepare(
             *embedded_size_notes(recipe, train, val),
             *layout.why,
             *memory_notes(layout),
-            *fp8_notes(recipe, config, layout, world_size, available.kind),
         ),
     )
 
@@ -125,14 +124,33 @@ def prepare(
 def _earlier_plan(state: TrainState | None, config: UniFormerV2Config, world_size: int) -> EarlierPlan | None:
     """What to keep of the plan that wrote a checkpoint. With another number of ranks, whose roundings differ
     anyway, that is the number of clips that a batch norm sees."""
-    if state is None or state.micro_batch is None:
+    if state is None:
         return None
-    if state.world_size == world_size:
-        return EarlierPlan(state.micro_batch, state.zero_stage)
-    clips = state.micro_batch * state.world_size
-    if config.has_batch_norm and clips % world_size == 0:
-        return EarlierPlan(clips // world_size, None)
+    if state.micro_batch is not None and state.world_size == world_size:
+        reason = "as in the checkpoint, for equal results"
+        return EarlierPlan(state.micro_batch, state.zero_stage, reason)
+    clips = state.settings.get(BATCH_NORM_CLIPS)
+    if config.has_batch_norm and isinstance(clips, int) and clips % world_size == 0:
+        reason = f"with which a batch norm sees {clips} clips, as before"
+        return EarlierPlan(clips // world_size, None, reason)
     return None
+
+
+def plan_change_notes(
+    recipe: Recipe, layout: BatchPlan, state: TrainState, world_size: int
+) -> tuple[str, ...]:
+    """A note where `auto` has chosen another plan than the checkpoint's of so many ranks."""
+    engine = recipe.engine
+    if state.micro_batch is None or state.world_size != world_size:
+        return ()
+    then, now = (state.micro_batch, state.zero_stage), (layout.micro_batch, layout.zero_stage)
+    if then == now or "auto" not in (engine.micro_batch, engine.zero_stage):
+        return ()
+    return (
+        f"micro-batch {now[0]} and ZeRO stage {now[1]}; the checkpoint was written with {then[0]} and "
+        f"{then[1]}, which do not fit or differ from the recipe: results differ by rounding from those of a "
+        "run that was not stopped",
+    )
 
 
 def model_config(recipe: Recipe, data_classes: int, recomputed_blocks: int = 0) -> UniFormerV2Config:
@@ -193,7 +211,7 @@ def memory_notes(layout: BatchPlan) -> tuple[str, ...]:
 def fp8_notes(
     recipe: Recipe, config: UniFormerV2Config, layout: BatchPlan, world_size: int, kind: str
 ) -> tuple[str, ...]:
-    """A note where products in FP8 make a step slower, on paper. kind: of device."""
+    """A note where products in FP8 make a step slower, on paper. kind: of device. Takes seconds."""
     engine = recipe.engine
     if not engine.fp8:
         return ()
@@ -207,7 +225,7 @@ def fp8_notes(
         return 1000 * cost.seconds_per_clip(*plan)
 
     slow, plain = (milliseconds(fp8=fp8, compiled=engine.compile) for fp8 in (True, False))
-    if slow <= plain:
+    if slow <= 1.01 * plain:
         return ()
     remedies = ["set engine.fp8 to false"]
     if not engine.compile and layout.zero_stage < 3:

@@ -11,7 +11,13 @@ import pyarrow.compute as pc
 from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.paths import check_writable
 from pipelines.dataset.spot_check import spot_check
-from trainer.checkpoint.metadata import CheckpointError, TrainState, check_allowed_names, read_state
+from trainer.checkpoint.metadata import (
+    CheckpointError,
+    TrainState,
+    check_allowed_names,
+    read_newest,
+    read_state,
+)
 from trainer.checkpoint.retention import Retention
 from trainer.checkpoint.weights_origin import check_settings_unchanged
 from trainer.config.schema import Recipe
@@ -130,8 +136,9 @@ def check_checkpoint(
 
 
 def resumed_state(folder: RunDir, resume: str) -> TrainState | None:
-    """The metadata of the checkpoint that a run would resume from. None for a new training, and where it
-    cannot be read, which `check_checkpoint` and the start report.
+    """The metadata of the checkpoint that a run would resume from, unless its tensors are damaged.
+
+    None for a new training, and where no metadata can be read, which `check_checkpoint` and the start report.
     """
     with suppress(CheckpointError):
         resumed = _read_resumed(folder, resume)
@@ -149,12 +156,4 @@ def _read_resumed(folder: RunDir, resume: str) -> tuple[Path, TrainState] | None
         return None
     if resume != "auto":
         return Path(resume), read_state(Path(resume))
-    problem = None
-    for path in reversed(Retention(folder.checkpoints).visible()):
-        try:
-            return path, read_state(path)
-        except CheckpointError as error:
-            problem = problem or error
-    if problem is not None:
-        raise problem
-    return None
+    return read_newest(Retention(folder.checkpoints).visible())

@@ -1,4 +1,5 @@
 import hashlib
+import multiprocessing
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -6,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.atomic_file import partial_path
 from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.probe import probe_video
 from pipelines.decode.pyav import decode_frames
@@ -207,8 +207,8 @@ def test_an_interrupted_rendering_leaves_no_manifest_and_is_continued(motion_set
     assert not list(tmp_path.glob("*.arrow*"))
     videos = sorted(path for path in tmp_path.rglob("*.*") if path.suffix in (".webm", ".mp4", ".avi"))
     assert len(videos) == 10
-    partial_path(videos[0]).write_bytes(videos[0].read_bytes()[:100])
-    videos[0].unlink()
+    left = videos[0].with_name(f".{videos[0].name}.1.partial")  # by a process that was killed
+    videos[0].rename(left)
     videos[1].write_bytes(videos[1].read_bytes()[:100])
     videos[2].write_bytes(bytes(videos[2].stat().st_size))
     log = tmp_path / "rendering.log"
@@ -227,8 +227,21 @@ def test_an_interrupted_rendering_leaves_no_manifest_and_is_continued(motion_set
         note=notes.append,
     )
     unchanged = [path for path, changed in kept.items() if path.stat().st_mtime_ns == changed]
-    assert len(unchanged) >= 5 and calls[-1] == (48 - len(unchanged), 48 - len(unchanged))
-    assert notes == [f"{len(unchanged)} of 48 videos are kept from an interrupted rendering"]
+    assert len(unchanged) >= 5 and calls[-1] == (48, 48)
+    assert notes == ["9 of 48 videos are of an interrupted rendering; those that are whole stay"]
+    left.unlink()
+    assert content(tmp_path) == content(motion_set.root)
+
+
+def test_two_processes_may_render_the_same_at_once(motion_set, tmp_path):
+    spawn = multiprocessing.get_context("spawn")
+    settings = {"train_clips": 32, "val_clips": 16, "seed": 0}
+    processes = [spawn.Process(target=render, args=(tmp_path,), kwargs=settings) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
     assert content(tmp_path) == content(motion_set.root)
 
 

@@ -14,12 +14,12 @@ from trainer.command import command_parser
 from trainer.errors import RunError, UserError
 
 
-def print_scripts(*arguments: str, parts: int = 3, options: tuple[str, ...] = ()) -> None:
+def print_scripts(
+    *arguments: str, parts: int = 3, options: tuple[str, ...] = (), after: str | None = None
+) -> None:
     parser = command_parser("x")
     add_job_options(parser)
-    for name, value in (("parts", parts), ("recipe", []), ("array", 2), ("dry_run", True), ("after", None)):
-        parser.set_defaults(**{name: value})
-    parser.set_defaults(training=list(arguments))
+    parser.set_defaults(parts=parts, recipe=[], array=2, dry_run=True, after=after, training=list(arguments))
     submit_manifest(parser.parse_args([*options, "--gpus-per-node", "8"]), prepare.parse, "made by a test")
 
 
@@ -47,6 +47,8 @@ def test_the_scripts_are_valid_and_each_part_is_a_task(
     assert words[0] == sys.executable
     args = prepare.parse(words[2:])
     assert (args.part, args.workers, args.extension) == ((1, 3), 6, ["$HOME; rm x"])
+    print_scripts(*command, after="123")
+    assert capsys.readouterr().out.startswith("# ---- the parts, with --dependency=afterany:123 ----\n#!")
 
 
 @pytest.mark.parametrize(

@@ -165,18 +165,23 @@ def test_more_memory_never_makes_it_worse() -> None:
 def test_a_resumed_run_keeps_its_plan_where_it_fits() -> None:
     first, free = chosen(40), chosen(400)
     assert plain(first)[:2] != plain(free)[:2]
-    earlier = EarlierPlan(first.micro_batch, first.zero_stage)
+    earlier = EarlierPlan(first.micro_batch, first.zero_stage, "as before")
     for gib in (40, 60, 400):
         plan = chosen(gib, earlier=earlier)
         assert plain(plan)[:3] == plain(first)[:3]
         assert plan.recomputed_blocks <= first.recomputed_blocks
-        assert f"micro-batch {first.micro_batch} and ZeRO stage {first.zero_stage} as in" in plan.why[-1]
-    less = chosen(20, earlier=EarlierPlan(free.micro_batch, free.zero_stage))
-    assert plain(less) == plain(chosen(20)) and "by rounding" in " ".join(less.why)
-    other = chosen(400, {"zero_stage": 2, "micro_batch": "auto"}, earlier=earlier)
-    assert other.zero_stage == 2 and "differs from the recipe" in other.why[-1]
-    any_stage = chosen(400, earlier=EarlierPlan(first.micro_batch, None))
-    assert plain(any_stage) == (0, first.micro_batch, first.accumulation, 0)
+        assert plan.why[0] == f"engine.micro_batch auto: {first.micro_batch} clips, as before"
+        assert plan.why[2] == f"engine.zero_stage auto: {first.zero_stage}, as in the checkpoint"
+        assert len(plan.why) == 3, "it is not chosen for its time"
+    less = chosen(20, earlier=EarlierPlan(free.micro_batch, free.zero_stage, "as before"))
+    assert less == chosen(20)
+    for stage in (None, 3):  # any, and one that the recipe does not allow
+        size_only = EarlierPlan(first.micro_batch, stage, "as before")
+        other = chosen(400, {"zero_stage": 2, "micro_batch": "auto"}, earlier=size_only)
+        assert (other.zero_stage, other.micro_batch) == (2, first.micro_batch)
+    assert plain(chosen(400, earlier=EarlierPlan(first.micro_batch, None, ""))) == (
+        0, first.micro_batch, first.accumulation, 0,
+    )  # fmt: skip
 
 
 def test_each_field_may_be_left_to_auto_alone() -> None:

@@ -109,6 +109,29 @@ def test_a_model_that_could_not_be_loaded_again_is_loaded_once_more(tmp_path: Pa
         process.call("", 60)
 
 
+class LoadsOnce:
+    """A model whose second loading does not end."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def __call__(self) -> tuple[str, Callable[[str], Any]]:
+        if self._file.exists():
+            time.sleep(600)
+        self._file.touch()
+        return "ready", work
+
+
+def test_a_process_that_is_closed_while_it_loads_again_says_so(tmp_path: Path) -> None:
+    process = InferenceProcess(LoadsOnce(tmp_path / "loaded"))
+    process.start()
+    with pytest.raises(CrashedError):
+        process.call("crash", 60)
+    threading.Timer(0.2, process.close).start()
+    with pytest.raises(RunError, match="closed"):
+        process.call("", 60)
+
+
 def test_a_model_that_cannot_be_loaded_is_an_error() -> None:
     process = InferenceProcess(refused)
     with pytest.raises(RunError, match="no such model"):

@@ -15,10 +15,18 @@ from trainer.checkpoint.metadata import TrainState
 from trainer.config.load import load_recipe
 from trainer.config.schema import Recipe
 from trainer.distributed.manifest_cache import open_manifest
-from trainer.engine.batch_plan import BatchPlan
 from trainer.engine.memory_estimate import GIB, AvailableMemory
 from trainer.errors import RecipeError, RunError
-from trainer.setup.preparation import Preparation, check_decoder, model_config, prepare, resume_settings
+from trainer.setup.preparation import (
+    BATCH_NORM_CLIPS,
+    Preparation,
+    check_decoder,
+    fp8_notes,
+    model_config,
+    plan_change_notes,
+    prepare,
+    resume_settings,
+)
 
 RECIPE = """\
 name: test
@@ -220,7 +228,8 @@ def test_products_in_fp8_need_multiples_of_16(folder: Path) -> None:
 
 
 def test_products_in_fp8_on_a_cpu_have_a_note(folder: Path) -> None:
-    (note,) = prepared("engine.fp8=true").notes
+    fp8 = prepared("engine.fp8=true")
+    (note,) = fp8_notes(recipe("engine.fp8=true"), fp8.config, fp8.layout, 2, "cpu")
     assert note.startswith("engine.fp8 makes a step slower") and note.endswith(": set engine.fp8 to false")
 
 
@@ -241,17 +250,29 @@ def test_with_batch_norm_its_number_of_clips_is_a_resume_setting(folder: Path) -
     }
 
 
-def resumed(batch: int | None, ranks: int, *overrides: str) -> BatchPlan:
-    """The plan of two ranks that resume a run of so many ranks and clips per forward pass."""
-    state = TrainState(3, 0, 0, {}, 3, ranks, 1, {}, 0.0, {}, batch)
-    available = AvailableMemory("cpu", 16 * GIB)
-    return prepare(recipe("engine=auto", *overrides), 2, available, resumed=state).layout
+def resumed(ranks: int, micro_batch: int | None, stage: int = 1, **settings: int) -> TrainState:
+    """Of a checkpoint of so many ranks."""
+    return TrainState(3, 0, 0, {}, 3, ranks, stage, settings, 0.0, {}, micro_batch)
 
 
 def test_auto_keeps_the_plan_of_the_checkpoint(folder: Path) -> None:
-    temporal = "model.form=temporal"
-    plans = [resumed(2, 2), resumed(2, 4), resumed(2, 4, temporal), resumed(None, 2)]
-    assert [(plan.zero_stage, plan.micro_batch) for plan in plans] == [(1, 2), (0, 8), (0, 4), (0, 8)]
+    available, temporal = AvailableMemory("cpu", 16 * GIB), "model.form=temporal"
+    seen = {BATCH_NORM_CLIPS: 4}
+
+    def plan(state: TrainState, *overrides: str) -> tuple[int, int, bool]:
+        """Stage and micro-batch of two ranks that resume, and whether there is a note of a change."""
+        auto = recipe("engine=auto", *overrides)
+        layout = prepare(auto, 2, available, resumed=state).layout
+        return layout.zero_stage, layout.micro_batch, plan_change_notes(auto, layout, state, 2) != ()
+
+    assert plan(resumed(2, 2)) == (1, 2, False)
+    assert plan(resumed(2, 16)) == (0, 8, True)
+    assert plan(resumed(2, 2), "engine.zero_stage=2") == (2, 2, True)
+    assert plan(resumed(2, 2), "engine={zero_stage: 2, micro_batch: 4}") == (2, 4, False)
+    assert plan(resumed(4, 2)) == (0, 8, False)
+    assert plan(resumed(4, 1, **seen), temporal) == (0, 2, False)
+    assert plan(resumed(2, None)) == (0, 8, False)
+    assert plan(resumed(2, None, **seen), temporal) == (0, 2, False)
 
 
 def test_each_value_chosen_for_auto_has_a_note(folder: Path) -> None:
