@@ -33,14 +33,12 @@ from trainer.lr_schedule import Schedule
 from trainer.monitoring.console import facts_table
 from trainer.monitoring.run_dir import RunDir
 from trainer.setup.embedded_data import check_embedded
+from trainer.setup.plan_notes import fp8_notes, memory_notes, plan_change_notes
 from trainer.setup.preparation import (
     BATCH_NORM_CLIPS,
     Preparation,
     check_decoder,
-    fp8_notes,
-    memory_notes,
     model_config,
-    plan_change_notes,
     prepare,
     preprocessing,
     resume_settings,

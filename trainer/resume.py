@@ -17,7 +17,8 @@ from trainer.distributed.collectives import broadcast_from_main, run_on_all_rank
 from trainer.evaluation.finished_run import Reevaluation, choose_reevaluation, is_finished
 from trainer.lr_schedule import Schedule
 from trainer.monitoring.run_dir import RunDir
-from trainer.setup.preparation import Preparation, plan_change_notes, preprocessing, resume_settings
+from trainer.setup.plan_notes import plan_change_notes
+from trainer.setup.preparation import Preparation, preprocessing, resume_settings
 from trainer.setup.starting_weights import StartingWeights, plan_starting_weights
 
 

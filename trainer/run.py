@@ -41,7 +41,8 @@ from trainer.resilience.stale_semaphores import mark_semaphores, remove_left_sem
 from trainer.results import write_results
 from trainer.resume import Start, find_start
 from trainer.setup.embedded_data import render_missing
-from trainer.setup.preparation import Preparation, check_decoder, fp8_notes, prepare
+from trainer.setup.plan_notes import fp8_notes
+from trainer.setup.preparation import Preparation, check_decoder, prepare
 from trainer.setup.start_checks import (
     check_resume,
     check_run_dir,

@@ -17,13 +17,12 @@ from trainer.config.schema import Recipe
 from trainer.distributed.manifest_cache import open_manifest
 from trainer.engine.memory_estimate import GIB, AvailableMemory
 from trainer.errors import RecipeError, RunError
+from trainer.setup.plan_notes import fp8_notes, plan_change_notes
 from trainer.setup.preparation import (
     BATCH_NORM_CLIPS,
     Preparation,
     check_decoder,
-    fp8_notes,
     model_config,
-    plan_change_notes,
     prepare,
     resume_settings,
 )
