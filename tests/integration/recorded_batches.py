@@ -3,7 +3,6 @@
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import launch.train
 from pipelines import loader
@@ -11,18 +10,18 @@ from trainer.system.process_exit import exit_with
 
 
 def main() -> int:
-    make_batch = loader.ClipLoader._batch
+    next_batch = loader.ClipLoader._next  # not `_batch`: one more is made ahead than is trained
     file = Path(os.environ["BATCHES"]) / f"rank-{os.environ['RANK']}.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
 
-    def recorded(self: loader.ClipLoader, *arguments: Any) -> loader.ClipBatch:
-        batch = make_batch(self, *arguments)
+    def recorded(self: loader.ClipLoader) -> loader.ClipBatch:
+        batch = next_batch(self)
         if self.batches == 0:  # training
             with file.open("a") as lines:
                 lines.write(json.dumps([batch.ids.tolist(), batch.keys.tolist()]) + "\n")
         return batch
 
-    loader.ClipLoader._batch = recorded  # type: ignore[method-assign]
+    loader.ClipLoader._next = recorded  # type: ignore[method-assign]
     return launch.train.main()
 
 
