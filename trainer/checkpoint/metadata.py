@@ -71,6 +71,12 @@ class TrainState(Progress):
 _STORED = TypeAdapter(TrainState)
 
 
+def check_is_no_shard(file: Path) -> None:
+    """Raises RunError for a file in the folder of a checkpoint, which is read as a whole."""
+    if (file.parent / STATE).is_file():
+        raise RunError(f"{file} is a part of a checkpoint; name the checkpoint, {file.parent}")
+
+
 def shard_name(rank: int) -> str:
     return f"shard-{rank:05d}.safetensors"
 

@@ -17,6 +17,7 @@ from models import ModelError, UniFormerV2, UniFormerV2Config
 from models.weights.files import StoredWeights, count_not_finite, format_list, open_safetensors
 from models.weights.safetensors_header import WeightFileError, shorten
 from pipelines.atomic_file import atomic_file
+from trainer.checkpoint.metadata import check_is_no_shard
 from trainer.checkpoint.tensor_file import write_tensors
 from trainer.errors import RunError
 
@@ -93,6 +94,7 @@ def open_described(path: Path) -> DescribedFile:
     except WeightFileError as error:
         raise RunError(f"{path} cannot be read as weights: it {error}") from error
     if stored.metadata.get("format_version") != FORMAT:
+        check_is_no_shard(path)
         raise RunError(f"{path} holds tensors, but no model description of this program's format {FORMAT}")
     try:
         description = {

@@ -10,7 +10,7 @@ from models import ModelError
 from models.weights.files import open_weights
 from models.weights.safetensors_header import shorten
 from trainer.checkpoint.export import read_checkpoint
-from trainer.checkpoint.metadata import STATE, TrainState
+from trainer.checkpoint.metadata import STATE, TrainState, check_is_no_shard
 from trainer.checkpoint.retention import Retention
 from trainer.checkpoint.weights import FORMAT, SavedWeights, described_model, load_weights
 from trainer.errors import RunError
@@ -117,6 +117,7 @@ def _from_released(source: Path, frames: int | None) -> SavedWeights:
     from models.weights.names import find_tower
     from models.weights.released import describe_released, is_released, load_released
 
+    check_is_no_shard(source)
     stored = open_weights(source)
     tower = None if is_released(stored.shapes) else find_tower(stored.shapes)
     if tower is not None:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from launch.describe import main
 from models import ModelError, UniFormerV2
@@ -15,6 +17,7 @@ from trainer.checkpoint.metadata import TrainState, write_state
 from trainer.checkpoint.weights import load_weights, save_weights
 from trainer.config.load import load_recipe
 from trainer.errors import RecipeError, RunError
+from trainer.inference.model_source import open_model
 from trainer.paper.description import (
     describe,
     describe_named,
@@ -164,6 +167,11 @@ def test_a_run_and_its_checkpoint_have_the_step_of_their_recipe(tmp_path: Path) 
     assert (expected.batch, expected.step_flops / expected.multiply_accumulates) == (24, 24 * 6)
     of_run, of_checkpoint = describe_named(str(tmp_path / "mine")), describe_named(str(checkpoint))
     assert (of_run, of_checkpoint.name) == (expected, str(checkpoint))
+    shard = checkpoint / "shard-00000.safetensors"
+    save_file({"weight": torch.zeros(1)}, shard)
+    for read in (describe_named, lambda name: open_model(Path(name), frames=8)):
+        with pytest.raises(RunError, match=f"a part of a checkpoint; name the checkpoint, {checkpoint}$"):
+            read(str(shard))
     model = UniFormerV2(of_run.config)
     save_weights(tmp_path / "mine" / "weights.safetensors", model.state_dict(), description)
     assert describe_named(str(tmp_path / "mine")) == of_run
