@@ -12,12 +12,12 @@ message explains, 130 interrupted: nothing is written.
 
 import argparse
 import logging
-import sys
 from pathlib import Path
 
 from pipelines.dataset.prepare.class_names import read_class_names
 from pipelines.formatting import printable
 from trainer.command import command_parser, prints_errors
+from trainer.system.process_exit import exit_with
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -63,8 +63,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        sys.exit(130)
+    exit_with(main, "interrupted; nothing was written")

@@ -10,12 +10,13 @@ Exit codes: 0 printed, 2 a mistake in the command (see the message).
 """
 
 import argparse
-import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from trainer.cluster.status import collect_statuses, format_json, print_overview
 from trainer.command import command_parser, prints_errors
+from trainer.system.process_exit import exit_with
 from trainer.system.terminal import PipeConsole
 
 
@@ -32,26 +33,28 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parsed
 
 
-@prints_errors
-def main() -> int:
-    arguments = parse()
+def show(arguments: argparse.Namespace) -> None:
     console = PipeConsole()
     while True:
         overview = collect_statuses(arguments.places or [Path("runs")])
         if arguments.json:
             print(format_json(overview))
-            return 0
+            return
         if arguments.watch is None:
             print_overview(overview, console)
-            return 0
+            return
         console.clear()  # in a terminal only
         console.print(time.strftime("%H:%M:%S"), highlight=False)
         print_overview(overview, console)
         time.sleep(arguments.watch)
 
 
+@prints_errors
+def main() -> int:
+    with suppress(KeyboardInterrupt, BrokenPipeError):  # the second as of `| head`
+        show(parse())
+    return 0
+
+
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (KeyboardInterrupt, BrokenPipeError):  # the second as of `| head`
-        sys.exit(0)
+    exit_with(main, "interrupted")

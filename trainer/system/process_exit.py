@@ -1,5 +1,6 @@
 """Exit of a process that may be one of several ranks."""
 
+import errno
 import gc
 import os
 import signal
@@ -9,8 +10,20 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn
 
+from pipelines.formatting import printable
 from trainer.secrets import redacted
 from trainer.system.timeouts import has_hung_threads
+
+_OF_A_PATH = {
+    errno.EACCES,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+}
+"""Errors of a path that is unusable as the user gave it, or of its permissions."""
 
 
 def exit_on_sigterm(then: str) -> None:
@@ -29,6 +42,7 @@ def exit_on_sigterm(then: str) -> None:
 def exit_with(main: Callable[[], int], interrupted: str) -> NoReturn:
     """Exit with the result of `main`, with 130 after Ctrl-C, or with 1 and a traceback after an exception.
 
+    A path that is too long or that the user may not read or write is a message, with 2.
     The process ends at once where Python's shutdown would wait: for other ranks in a collective, or for a
     hanging thread. interrupted: the message after Ctrl-C.
     """
@@ -38,11 +52,14 @@ def exit_with(main: Callable[[], int], interrupted: str) -> NoReturn:
         code = 130
         with suppress(OSError):  # the reader of a pipe may have ended by the same Ctrl-C
             print(interrupted, file=sys.stderr)
-    except Exception:
+    except Exception as error:
         code = 1
         with suppress(OSError):
             text = traceback.format_exc()
-            if (safe := redacted(text)) != text:
+            if isinstance(error, OSError) and error.errno in _OF_A_PATH and error.filename is not None:
+                code = 2
+                print(f"error: {printable(os.fsdecode(error.filename))}: {error.strerror}", file=sys.stderr)
+            elif (safe := redacted(text)) != text:
                 print(safe, end="", file=sys.stderr)
             else:
                 sys.excepthook(*sys.exc_info())  # torch's hook prints the rank

@@ -1,10 +1,14 @@
 """How a process ends, with real processes."""
 
+import errno
+import gc
 import os
 import subprocess
 import sys
 
 import pytest
+
+from trainer.system.process_exit import exit_with
 
 PROGRAM = """
 import atexit, gc
@@ -42,6 +46,33 @@ def test_the_code_and_the_words_are_the_same_with_and_without_a_group(
     assert ("[rank0]: ValueError" in result.stderr) == (said.startswith("ValueError") and bool(joined))
     # Outside a group without a last collection of all objects; in a group it may wait for others.
     assert result.stdout == ("" if joined else "Python's own end, frozen: True\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (
+            OSError(errno.ENAMETOOLONG, "File name too long", "\x1bx"),
+            2,
+            "error: \\x1bx: File name too long\n",
+        ),
+        (PermissionError(errno.EACCES, "Permission denied", b"a"), 2, "error: a: Permission denied\n"),
+        (PermissionError(errno.EACCES, "Permission denied"), 1, "Traceback"),  # not of a path
+        (FileNotFoundError(errno.ENOENT, "No such file", "a"), 1, "Traceback"),
+    ],
+)
+def test_a_path_that_cannot_be_used_is_no_defect(
+    error: OSError, code: int, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails() -> int:
+        raise error
+
+    monkeypatch.setattr("trainer.system.process_exit.has_hung_threads", lambda: False)
+    monkeypatch.setattr(gc, "freeze", lambda: None)
+    with pytest.raises(SystemExit) as ended:
+        exit_with(fails, "")
+    assert ended.value.code == code
+    assert capsys.readouterr().err.startswith(said)
 
 
 @pytest.mark.parametrize("work", ["print('much to say'); return 85", "raise KeyboardInterrupt"])
