@@ -1,10 +1,8 @@
 """Linear layers whose products are computed by the fastest library of the device."""
 
-import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,10 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.fp8 import fp8_linear
-
-# Multiply-accumulates; with fewer, oneDNN takes longer to prepare than it saves: docs/performance.md, "the
-# model's step, experiments".
-_ENOUGH_WORK = 2**22
+from models.products import Library, library_of, product
 
 
 @dataclass(frozen=True)
@@ -39,16 +34,16 @@ def linear(
 ) -> Tensor:
     """`scale * x @ weight.T + bias`: ... I, O I, O -> ... O.
 
-    On a CPU no scaled copy of the weight is kept for the backward, and in fp32 on the CPUs of
-    `has_faster_onednn` the three products are oneDNN's. Compiled and exported graphs get the plain
-    operations, and so does a GPU without an origin: a recomputed block then stops before its last product.
+    On a CPU no scaled copy of the weight is kept for the backward, and the three products are those of
+    `product`. Compiled, exported and traced graphs get the plain operations, and so does a GPU without an
+    origin: a recomputed block then stops before its last product.
 
     origin: where given, x is not kept for the backward, but computed again. fp8: whether the products are in
     FP8, see `fp8_linear`.
     """
     if fp8:
         return _fp8(x, weight, bias, scale, origin)
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return F.linear(x, weight if scale == 1.0 else weight * scale, bias)
     kind = x.device.type
     compute = None if origin is None else origin.compute
@@ -57,7 +52,7 @@ def linear(
         compute = compute and partial(_under_autocast, compute, dtype)
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     needs_copy = scale != 1.0 and kind == "cpu"
-    if not (needs_copy or origin is not None or _uses_onednn(x, x.numel() * len(weight))):
+    if not (needs_copy or origin is not None or library_of(x, len(weight)) is not Library.PYTORCH):
         return F.linear(x, weight if scale == 1.0 else weight * scale, bias)
     source = x if origin is None else origin.source
     result: Tensor = _Linear.apply(x, weight, bias, scale, compute, source.detach())
@@ -98,7 +93,7 @@ class _Linear(torch.autograd.Function):
         _, needs_weight, *_ = ctx.needs_input_grad
         ctx.save_for_backward(source if needs_weight else None, weight)
         ctx.scale, ctx.compute, ctx.dtype = scale, compute, x.dtype
-        return _product(x.flatten(0, -2), weight, bias, scale).unflatten(0, x.shape[:-1])
+        return product(x.flatten(0, -2), weight, bias, scale).unflatten(0, x.shape[:-1])
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -108,10 +103,10 @@ class _Linear(torch.autograd.Function):
         rows = gradient.flatten(0, -2)  # R O
         of_x = of_weight = None
         if needs_x:
-            of_x = _product(rows, weight.t(), scale=ctx.scale).unflatten(0, gradient.shape[:-1])
+            of_x = product(rows, weight.t(), scale=ctx.scale).unflatten(0, gradient.shape[:-1])
         if needs_weight:
             x = source if ctx.compute is None else ctx.compute(source).to(ctx.dtype)
-            of_weight = _product(rows.t(), x.flatten(0, -2).t())
+            of_weight = product(rows.t(), x.flatten(0, -2).t())
             of_weight = of_weight if ctx.scale == 1.0 else of_weight.mul_(ctx.scale)
         return of_x, of_weight, rows.sum(0) if needs_bias else None, None, None, None
 
@@ -119,46 +114,3 @@ class _Linear(torch.autograd.Function):
 def _under_autocast(compute: Callable[[Tensor], Tensor], dtype: torch.dtype, x: Tensor) -> Tensor:
     with torch.autocast(x.device.type, dtype, cache_enabled=False):
         return compute(x)
-
-
-def _product(a: Tensor, b: Tensor, bias: Tensor | None = None, scale: float = 1.0) -> Tensor:
-    """`scale * a @ b.T + bias`: R K, N K, N -> R N."""
-    if not _uses_onednn(a, a.numel() * len(b)):
-        return F.linear(a, b if scale == 1.0 else b * scale, bias)
-    if scale == 1.0:
-        return _onednn_product(a, b, bias)
-    # The factor goes to the smallest of the three tensors.
-    if len(a) * len(b) <= min(a.numel(), b.numel()):
-        return _onednn_product(a, b, None if bias is None else bias / scale).mul_(scale)
-    return _onednn_product(*((a * scale, b) if a.numel() <= b.numel() else (a, b * scale)), bias)
-
-
-def _onednn_product(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:  # R K, N K, N -> R N
-    result: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
-    return result
-
-
-def _uses_onednn(operand: Tensor, work: int) -> bool:
-    """work: multiply-accumulates of the product."""
-    is_fp32 = operand.device.type == "cpu" and operand.dtype == torch.float32
-    return _HAS_FASTER_ONEDNN and is_fp32 and work >= _ENOUGH_WORK
-
-
-def has_faster_onednn(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether oneDNN's products in fp32 are faster here than those of PyTorch's `addmm`.
-
-    They are on CPUs by AMD with AVX-512: `addmm` is MKL's, which has no AVX-512 for them. There oneDNN has
-    twice the rate (docs/performance.md, "the model's step, experiments"). A fact of the machine, not a
-    measurement at the start, so that all runs on it compute the same.
-    """
-    if platform.machine() != "x86_64" or torch.backends.cpu.get_cpu_capability() != "AVX512":
-        return False
-    try:
-        vendor = next(line for line in cpuinfo.read_text().splitlines() if line.startswith("vendor_id"))
-    except (OSError, StopIteration):
-        return False
-    has_operator = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    return has_operator and vendor.endswith("AuthenticAMD")
-
-
-_HAS_FASTER_ONEDNN = has_faster_onednn()

@@ -3,12 +3,32 @@
 import pytest
 import torch
 
-from models import create_model
+from models import create_model, products
+from models.products import Library
+
+HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 @pytest.fixture(autouse=True)
 def _same_numbers_every_time():
     torch.manual_seed(0)
+
+
+@pytest.fixture(
+    params=[
+        Library.PYTORCH,
+        pytest.param(
+            Library.ONEDNN, marks=pytest.mark.skipif(not HAS_ONEDNN, reason="PyTorch has no oneDNN")
+        ),
+        Library.OPENBLAS,
+    ],
+    ids=lambda library: library.name.lower(),
+)
+def library(request, monkeypatch):
+    """Computes every product in fp32 on the CPU by this library, small ones too."""
+    monkeypatch.setattr(products, "_FASTEST", request.param)
+    monkeypatch.setitem(products._ENOUGH_WORK, request.param, 0)
+    return request.param
 
 
 @pytest.fixture

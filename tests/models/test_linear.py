@@ -1,27 +1,15 @@
-"""`linear` against `F.linear` in float64: results, gradients and what is kept, with either library."""
+"""`linear` against `F.linear` in float64: results, gradients and what is kept, with each library."""
 
 import itertools
-from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from models import linear as module
-from models.linear import Linear, Origin, has_faster_onednn, linear
+from models.linear import Linear, Origin, linear
 from models.vit import ScaledLinear
 
-HAS_OPERATOR = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 SHAPES = [((2, 3, 40), 24, 56), ((2, 3, 40), 56, 24), ((3, 5), 8, 24), ((300,), 8, 8)]
-
-
-@pytest.fixture(
-    params=["addmm", pytest.param("onednn", marks=pytest.mark.skipif(not HAS_OPERATOR, reason=""))]
-)
-def library(request, monkeypatch):
-    monkeypatch.setattr(module, "_HAS_FASTER_ONEDNN", request.param == "onednn")
-    monkeypatch.setattr(module, "_ENOUGH_WORK", 0)
-    return request.param
 
 
 def difference(one, other):
@@ -48,25 +36,6 @@ def test_result_and_gradients_are_those_of_float64(library, rows, inputs, output
         assert difference(one, other) < 1e-6
     with torch.no_grad():
         assert torch.equal(linear(*own, scale=scale), result)
-
-
-def test_onednn_computes_where_it_is_faster_and_nowhere_else(monkeypatch):
-    calls = []
-    monkeypatch.setattr(
-        module, "_onednn_product", lambda a, b, bias: calls.append(a.shape) or F.linear(a, b, bias)
-    )
-    monkeypatch.setattr(module, "_ENOUGH_WORK", 64 * 8 * 16)
-    layer, many, few = Linear(8, 16), torch.randn(64, 8), torch.randn(63, 8)
-    for is_faster, expected in ((True, 1), (False, 0)):
-        monkeypatch.setattr(module, "_HAS_FASTER_ONEDNN", is_faster)
-        calls.clear()
-        for x in (many, few):
-            layer(x)
-        layer.double()(many.double())
-        layer.float()
-        with torch.autocast("cpu", torch.bfloat16):
-            assert layer(many).dtype == torch.bfloat16
-        assert len(calls) == expected
 
 
 def test_an_input_with_an_origin_is_computed_again(library):
@@ -124,18 +93,9 @@ def test_gradients_under_autocast_are_those_of_a_linear_layer(library):
             assert difference(one, other.double()) < 2e-2  # bf16 has 8 bits
 
 
-def test_the_vendor_is_read_from_cpuinfo(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
-    monkeypatch.setattr(module.platform, "machine", lambda: "x86_64")
-
-    def found(text):
-        path = tmp_path / "cpuinfo"
-        path.write_text(text)
-        return has_faster_onednn(path)
-
-    assert found("processor : 0\nvendor_id\t: AuthenticAMD\n") == HAS_OPERATOR
-    assert not found("processor : 0\nvendor_id\t: GenuineIntel\n")
-    assert not found("nothing")
-    assert not has_faster_onednn(Path(tmp_path / "absent"))
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
-    assert not found("vendor_id\t: AuthenticAMD\n")
+@pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning")
+def test_a_traced_layer_computes_other_inputs(library):
+    layer = ScaledLinear(8, 24, scale=2.0, scale_bias=True)
+    traced = torch.jit.trace(layer, torch.randn(70, 8))
+    x = torch.randn(70, 8)
+    torch.testing.assert_close(traced(x), layer(x))

@@ -1,0 +1,99 @@
+"""Products of matrices in fp32 on a CPU, by the library that is fastest there.
+
+Which one that is, is a fact of the CPU and of the installation, not a measurement at the start, so that all
+runs on a machine compute the same. The measurements: docs/performance.md, "the model's step, experiments" and
+"products on a CPU without AVX-512".
+"""
+
+import platform
+from enum import Enum
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from threadpoolctl import ThreadpoolController
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class Library(Enum):
+    """A library of matrix products."""
+
+    PYTORCH = "PyTorch's default, which is MKL on x86-64"
+    ONEDNN = "oneDNN"
+    OPENBLAS = "NumPy's OpenBLAS"
+
+
+# Multiply-accumulates. With less work oneDNN takes longer to prepare than it saves, and OpenBLAS is no faster
+# than MKL.
+_ENOUGH_WORK = {Library.PYTORCH: 0, Library.ONEDNN: 2**22, Library.OPENBLAS: 2**28}
+
+
+def fastest_library(cpuinfo: Path = Path("/proc/cpuinfo")) -> Library:
+    """The library of large products in fp32 on this machine.
+
+    MKL has no AVX-512 code for CPUs by AMD, where oneDNN has twice its rate. On those with AVX2 only, NumPy's
+    OpenBLAS is faster than both.
+    """
+    level = torch.backends.cpu.get_cpu_capability()
+    if platform.machine() != "x86_64" or level not in ("AVX2", "AVX512") or not _is_amd(cpuinfo):
+        return Library.PYTORCH
+    if level == "AVX2":
+        blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]["name"]
+        return Library.OPENBLAS if "openblas" in blas else Library.PYTORCH
+    has_operator = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return Library.ONEDNN if has_operator else Library.PYTORCH
+
+
+def _is_amd(cpuinfo: Path) -> bool:
+    try:
+        vendor = next(line for line in cpuinfo.read_text().splitlines() if line.startswith("vendor_id"))
+    except (OSError, StopIteration):
+        return False
+    return vendor.endswith("AuthenticAMD")
+
+
+_FASTEST = fastest_library()
+
+
+def library_of(operand: Tensor, outputs: int) -> Library:
+    """The library of `product(operand, b)`. outputs: rows of b."""
+    is_fp32 = operand.device.type == "cpu" and operand.dtype == torch.float32
+    return _FASTEST if is_fp32 and operand.numel() * outputs >= _ENOUGH_WORK[_FASTEST] else Library.PYTORCH
+
+
+def product(a: Tensor, b: Tensor, bias: Tensor | None = None, scale: float = 1.0) -> Tensor:
+    """`scale * a @ b.T + bias`: R K, N K, N -> R N. Has no gradient where the library is not PyTorch's."""
+    library = library_of(a, len(b))
+    if library is Library.PYTORCH:
+        return F.linear(a, b if scale == 1.0 else b * scale, bias)
+    compute = _onednn if library is Library.ONEDNN else _openblas
+    if scale == 1.0:
+        return compute(a, b, bias)
+    # The factor goes to the smallest of the three tensors.
+    if len(a) * len(b) <= min(a.numel(), b.numel()):
+        return compute(a, b, None if bias is None else bias / scale).mul_(scale)
+    return compute(*((a * scale, b) if a.numel() <= b.numel() else (a, b * scale)), bias)
+
+
+def _onednn(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:  # R K, N K, N -> R N
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
+    return result
+
+
+def _openblas(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:  # R K, N K, N -> R N
+    threads = torch.get_num_threads()
+    for blas in _openblas_controller().lib_controllers:
+        if blas.num_threads != threads:
+            blas.set_num_threads(threads)
+    result = a.new_empty(len(a), len(b))
+    with np.errstate(all="ignore"):  # infinite results are no warning, as in PyTorch
+        np.dot(a.detach().numpy(), b.detach().numpy().T, out=result.numpy())
+    return result if bias is None else result.add_(bias)
+
+
+@cache
+def _openblas_controller() -> ThreadpoolController:
+    """Of the number of OpenBLAS's threads, which are not PyTorch's."""
+    return ThreadpoolController().select(internal_api="openblas")

@@ -1,0 +1,93 @@
+"""Which library computes a product of matrices, and with how many threads."""
+
+import numpy as np
+import pytest
+import torch
+
+from models import products
+from models.linear import Linear
+from models.products import Library, fastest_library, product
+
+AMD, INTEL = "processor : 0\nvendor_id\t: AuthenticAMD\n", "vendor_id\t: GenuineIntel\n"
+
+
+@pytest.fixture
+def fastest(tmp_path, monkeypatch):
+    """The library on an x86-64 of this instruction set, with this text in /proc/cpuinfo."""
+    monkeypatch.setattr(products.platform, "machine", lambda: "x86_64")
+
+    def find(level, text):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: level)
+        path = tmp_path / "cpuinfo"
+        path.write_text(text)
+        return fastest_library(path)
+
+    return find
+
+
+def test_the_library_is_chosen_by_vendor_and_instruction_set(fastest, tmp_path, monkeypatch):
+    assert fastest("AVX512", AMD) is Library.ONEDNN
+    assert fastest("AVX2", AMD) is Library.OPENBLAS
+    others = [("DEFAULT", AMD), ("AVX512", INTEL), ("AVX2", INTEL), ("AVX2", "nothing")]
+    assert {fastest(level, text) for level, text in others} == {Library.PYTORCH}
+    assert fastest_library(tmp_path / "absent") is Library.PYTORCH
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert fastest("AVX512", AMD) is Library.PYTORCH
+    # NumPy of conda may be built with MKL.
+    monkeypatch.setattr(np, "show_config", lambda mode: {"Build Dependencies": {"blas": {"name": "mkl-sdl"}}})
+    assert fastest("AVX2", AMD) is Library.PYTORCH
+    monkeypatch.setattr(products.platform, "machine", lambda: "aarch64")
+    assert fastest("AVX512", AMD) is Library.PYTORCH
+
+
+@pytest.mark.parametrize("chosen", [Library.ONEDNN, Library.OPENBLAS])
+def test_a_library_computes_large_products_in_fp32_and_no_others(monkeypatch, chosen):
+    calls = []
+    for name in ("_onednn", "_openblas"):
+        compute = getattr(products, name)
+        monkeypatch.setattr(
+            products, name, lambda *tensors, c=compute, n=name: calls.append(n) or c(*tensors)
+        )
+    monkeypatch.setitem(products._ENOUGH_WORK, chosen, 64 * 8 * 16)
+    layer, many, few = Linear(8, 16), torch.randn(64, 8), torch.randn(63, 8)
+    for library, expected in ((chosen, [f"_{chosen.name.lower()}"]), (Library.PYTORCH, [])):
+        monkeypatch.setattr(products, "_FASTEST", library)
+        calls.clear()
+        for x in (many, few):
+            layer(x)
+        layer.double()(many.double())
+        layer.float()
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layer(many).dtype == torch.bfloat16
+        assert calls == expected
+
+
+def test_openblas_has_as_many_threads_as_pytorch(monkeypatch):
+    monkeypatch.setattr(products, "_FASTEST", Library.OPENBLAS)
+    monkeypatch.setitem(products._ENOUGH_WORK, Library.OPENBLAS, 0)
+    a, before = torch.randn(4, 8), torch.get_num_threads()
+    try:
+        for threads in (1, 2, 1):
+            torch.set_num_threads(threads)
+            product(a, a)
+            blas = products._openblas_controller().lib_controllers
+            assert blas and {library.num_threads for library in blas} == {threads}
+    finally:
+        torch.set_num_threads(before)
+        product(a, a)
+
+
+def test_infinite_results_come_without_a_warning(library, recwarn):
+    a = torch.tensor([[3e38, 3e38, -3e38], [1.0, float("nan"), float("inf")]])
+    result = product(a, a)
+    assert result[0, 0] == float("inf") and result[1].isnan().all()
+    assert not recwarn
+
+
+def test_operands_of_any_strides(library):
+    wide = torch.randn(6, 40)
+    views = (wide[:, 3:11], wide.t()[:8, :].t(), wide[:, 0:16:2], wide[:1, :8].expand(6, 8), wide[::2, :8])
+    for a in views:
+        for b in views:
+            expected = (a.double() @ b.double().t()).float()
+            torch.testing.assert_close(product(a, b), expected, atol=1e-5, rtol=1e-5)
