@@ -16,7 +16,7 @@ from tests.launch.scripts import run_script
 from tests.trainer.inference.weights import CLASSES, write_weights
 from trainer.inference.model_source import open_model
 from trainer.inference.predictor import Predictor
-from trainer.inspection.explanation import Explainer
+from trainer.inspection.explanation import Explainer, HeatMap
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +72,14 @@ def test_the_clip_is_the_one_of_a_prediction(weights: Path, motion_set: MotionSe
         assert each.values.shape == found.frames.shape[:3]
         assert each.values.min() >= 0 and each.values.max() == pytest.approx(1)
     assert np.ptp(found.frames) > 50
+
+
+def test_a_map_without_a_value_has_no_highest_one() -> None:
+    maps = [HeatMap("class activation", np.zeros((1, 8, 8), np.float32), peak) for peak in (0.0, 2.5)]
+    assert [each.strength for each in maps] == [
+        "0 everywhere; no region contributes",
+        "highest value 2.5 times the mean",
+    ]
 
 
 def test_wrong_arguments(

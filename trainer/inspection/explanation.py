@@ -32,7 +32,8 @@ class HeatMap:
 
     about: name of the map.
     values: (T, H, W), scaled to a maximum of 1.
-    peak: the maximum divided by the mean; a map with a peak near 1 carries no information.
+    peak: the maximum divided by the mean; a map with a peak near 1 carries no information. 0 for a map that
+        is 0 everywhere.
     on_shown: share of a block's attention that is on patches, the rest being on the frames' class tokens;
         None for class activation.
     """
@@ -41,6 +42,13 @@ class HeatMap:
     values: NDArray[np.float32]
     peak: float
     on_shown: float | None = None
+
+    @property
+    def strength(self) -> str:
+        """The peak in words."""
+        if self.peak == 0:
+            return "0 everywhere; no region contributes"
+        return f"highest value {self.peak:.1f} times the mean"
 
 
 @dataclass(frozen=True)

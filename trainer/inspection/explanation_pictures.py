@@ -85,10 +85,9 @@ def _rate(found: Explanation) -> Fraction:
 
 
 def _text(each: HeatMap, name: str) -> list[str]:
-    peak = f"highest value {each.peak:.1f} times the mean"
     if each.on_shown is None:
-        return [f"{each.about}: {name}", peak]
+        return [f"{each.about}: {name}", each.strength]
     return [
         each.about,
-        f"{peak}; {100 * each.on_shown:.0f} % of the attention is on patches, which are shown",
+        f"{each.strength}; {100 * each.on_shown:.0f} % of the attention is on patches, which are shown",
     ]
