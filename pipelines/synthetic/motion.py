@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
@@ -51,6 +52,7 @@ _RATES = (Fraction(8), Fraction(12), Fraction(25, 2), Fraction(24000, 1001), Fra
 # Short enough that a clip has several keyframes, long enough that most frames depend on others.
 _KEYFRAME_INTERVAL = 12
 _LOG = "rendering.log"
+_ABANDONED = 60  # seconds since the last byte of a partial video, which takes about one
 # Maximum distance of a shape from the frame's centre, in units of the shorter side; 0.5 is the edge.
 _REACH = 0.47
 
@@ -164,6 +166,10 @@ def render(
         write_manifest(manifests[0], islice(rows, train_clips), CLASS_NAMES)
         write_manifest(manifests[1], rows, CLASS_NAMES)
     (root / _LOG).unlink(missing_ok=True)  # another process may render the same
+    for left in root.glob("*/*/.*.partial"):  # of killed processes
+        with suppress(FileNotFoundError):
+            if time.time() - left.stat().st_mtime > _ABANDONED:
+                left.unlink()
     return manifests
 
 

@@ -1,5 +1,6 @@
 import hashlib
 import multiprocessing
+import os
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -209,6 +210,9 @@ def test_an_interrupted_rendering_leaves_no_manifest_and_is_continued(motion_set
     assert len(videos) == 10
     left = videos[0].with_name(f".{videos[0].name}.1.partial")  # by a process that was killed
     videos[0].rename(left)
+    os.utime(left, (0, 0))
+    other = left.with_name(f".{videos[1].name}.2.partial")  # by a process that is writing it
+    other.touch()
     videos[1].write_bytes(videos[1].read_bytes()[:100])
     videos[2].write_bytes(bytes(videos[2].stat().st_size))
     log = tmp_path / "rendering.log"
@@ -229,7 +233,8 @@ def test_an_interrupted_rendering_leaves_no_manifest_and_is_continued(motion_set
     unchanged = [path for path, changed in kept.items() if path.stat().st_mtime_ns == changed]
     assert len(unchanged) >= 5 and calls[-1] == (48, 48)
     assert notes == ["9 of 48 videos are of an interrupted rendering; those that are whole stay"]
-    left.unlink()
+    assert not left.exists()
+    other.unlink()
     assert content(tmp_path) == content(motion_set.root)
 
 
