@@ -174,22 +174,16 @@ class Budget:
         """What single changes would make of the step, and all of them together."""
         from trainer.engine.step_kernels import StepKernels
 
-        chosen, none = self.step(batch, recomputed), self.step(batch, 0)
-        name = f"{format_count(recomputed, 'block')} recomputed" if recomputed else "nothing recomputed"
-        found = [
-            self.plan(f"{name}, uncompiled", chosen, recomputed),
-            self.plan(
-                f"{name}, compiled", self.step(batch, recomputed, compiled=True), recomputed, compiled=True
-            ),
-        ]
-        if recomputed:
-            found += [
-                self.plan("nothing recomputed, uncompiled", none, 0),
-                self.plan(
-                    "nothing recomputed, compiled", self.step(batch, 0, compiled=True), 0, compiled=True
-                ),
+        def both(about: str, blocks: int) -> list[Plan]:
+            compiled = self.step(batch, blocks, compiled=True)
+            return [
+                self.plan(f"{about}, uncompiled", self.step(batch, blocks), blocks),
+                self.plan(f"{about}, compiled", compiled, blocks, compiled=True),
             ]
-        depth = self.config.depth
+
+        found = both(f"{format_count(recomputed, 'block')} recomputed", recomputed) if recomputed else []
+        found += both("nothing recomputed", 0)
+        none, depth = self.step(batch, 0), self.config.depth
         if not self.config.frozen_backbone:
             every = self.step(batch, depth)
             cheap, name = _cheap_again(every, none), "all recomputed but products and attention"
@@ -198,15 +192,7 @@ class Budget:
                 self.plan(f"{name}, compiled", cheap.fused(), depth, has_estimate=False),
             ]
             if recomputed < depth:
-                found += [
-                    self.plan("all blocks recomputed, uncompiled", every, depth),
-                    self.plan(
-                        "all blocks recomputed, compiled",
-                        self.step(batch, depth, compiled=True),
-                        depth,
-                        compiled=True,
-                    ),
-                ]
+                found += both("all blocks recomputed", depth)
         if not self.recipe.engine.fp8 and self.fits_fp8:
             step = self.step(batch, 0, compiled=True, fp8=True)
             found.append(self.plan("nothing recomputed, products in FP8, compiled", step, 0, compiled=True))

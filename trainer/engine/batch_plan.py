@@ -99,11 +99,12 @@ def choose_batch_plan(
     if not candidates:
         raise RunError(_nothing_fits(choices, possible))
     kept = [] if earlier is None else earlier.choose(candidates)
+    earlier = earlier if kept else None
     ranked = _ranked(kept or candidates, StepCost(choices.memory, share, fp8=engine.fp8))
     found, _ = ranked[0]
     stage, size, recomputed = found
     if engine.micro_batch == "auto":
-        if earlier is not None and kept:
+        if earlier is not None:
             notes.append(f"engine.micro_batch auto: {_clips(size)}, {earlier.reason}")
         else:
             notes.append(_why_micro_batch(choices, *found))
@@ -115,11 +116,11 @@ def choose_batch_plan(
     if engine.recomputed_blocks == "auto":
         notes.append(_why_recomputed(choices, *found))
     if engine.zero_stage == "auto":
-        if earlier is not None and kept and stage == earlier.zero_stage:
+        if earlier is not None and stage == earlier.zero_stage:
             notes.append(f"engine.zero_stage auto: {stage}, as in the checkpoint")
         else:
             notes.append(_why_stage(choices, *found))
-    if len(ranked) > 1 and not kept:
+    if len(ranked) > 1 and earlier is None:
         notes.append(_why_fastest(choices, ranked))
     return BatchPlan(stage, size, share // size, recomputed, tuple(notes))
 
