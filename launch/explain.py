@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pipelines.formatting import printable
 from trainer.command import command_parser, prints_errors
-from trainer.system.process_exit import exit_with
+from trainer.system.process_exit import exit_on_sigterm, exit_with
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -55,6 +55,7 @@ def main() -> int:
     device = choose_device(arguments.device)
     weights = open_model(arguments.source, last=arguments.last, frames=arguments.frames, class_names=names)
     found = Explainer(weights, device).explain(arguments.video, arguments.name)
+    exit_on_sigterm("run the same command again")  # nothing to remove before
     save_sheet(sheet, explanation_sheet(found))
     if arguments.overlay is not None:
         write_overlay(arguments.overlay, found)
@@ -63,7 +64,7 @@ def main() -> int:
         return 0
     print(f"{printable(found.name)}: probability {found.probability:.3f}")
     for each in found.maps:
-        print(f"{each.about}: highest value {each.peak:.1f} times the mean")
+        print(f"{each.about}: {each.strength}")
     print("wrote", " and ".join(printable(path) for path in (sheet, arguments.overlay) if path is not None))
     return 0
 

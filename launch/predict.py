@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from trainer.command import command_parser, prints_errors
-from trainer.system.process_exit import exit_with
+from trainer.system.process_exit import exit_on_sigterm, exit_with
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -60,6 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     options = PredictOptions(
         **{name: getattr(arguments, name) for name in PredictOptions.__dataclass_fields__}
     )
+    exit_on_sigterm("run the same command again")  # nothing to remove before
     bad = predict_videos(predictor, paths, options, choose_writer(arguments.form or "table"))
     if bad:
         print(f"{bad} of {len(paths)} videos could not be used completely", file=sys.stderr)
