@@ -16,7 +16,7 @@ from nvidia.dali import fn, math, types
 
 from pipelines.augment.params import TrainClipSpec
 from pipelines.augment.rand_augment import Operation
-from pipelines.augment.roi import TAPS
+from pipelines.augment.roi import ARGUMENT, CODE, CUT_MATRIX, MATRIX, REGION, SHIFT_KERNEL, SIZE, STEEP, TAPS
 
 FILL = 128  # grey level outside the frame, for warps and shifts
 TRUNCATE = -0.498  # PIL truncates where DALI rounds; a whole number, plus or minus 0.002, is kept
@@ -34,26 +34,20 @@ def augment_clip(
     arrays: nodes of `ClipParams.arrays`. The order is RandAugment, crop, flip, jitter, normalisation.
     """
     if clip.operations:
-        frames = apply_operations(
-            frames,
-            arrays["operation_codes"],
-            arrays["operation_arguments"],
-            arrays["operation_regions"],
-            clip.operations,
-        )
+        frames = apply_operations(frames, arrays["operations"], clip.operations)
     frames = resize_crop(frames, arrays["crop_matrix"], clip.size)
     if clip.color_jitter:
         frames = jitter(frames, arrays["jitter_codes"], arrays["jitter_factors"])
     return normalise(frames, mean, std)
 
 
-def apply_operations(frames: Any, codes: Any, arguments: Any, regions: Any, count: int) -> Any:
-    """Apply `count` operations in order; their parameters are those of `roi.restrict_to_roi`.
+def apply_operations(frames: Any, rows: Any, count: int) -> Any:
+    """Apply `count` operations in order. rows: (count, ROW), of `roi.operation_row`.
 
-    codes: (count,). arguments: (count, 9). regions: (count, 4). The last operation gives the crop.
+    The last operation gives the crop.
     """
     for index in range(count):
-        frames = _apply(frames, codes[index], arguments[index], regions[index])
+        frames = _apply(frames, rows[index])
     return frames
 
 
@@ -120,45 +114,46 @@ def crop_views(
     return fn.stack(*cropped)
 
 
-def _apply(frames: Any, operation: Any, argument: Any, region: Any) -> Any:
-    """One operation, selected by its code in a binary tree: a batch is split at most four times."""
+def _apply(frames: Any, row: Any) -> Any:
+    """One operation, selected by its code in a binary tree: a batch is split at most five times.
+
+    A node costs time for each batch, and each `if` splits all that its branches use: hence one row.
+    """
+    operation = row[CODE]
     if operation == int(Operation.NOTHING):
         result = frames
     elif operation <= int(Operation.SOLARIZE_ADD):
         if operation <= int(Operation.INVERT):
             if operation == int(Operation.AUTO_CONTRAST):
-                result = _auto_contrast(frames, region)
+                result = _auto_contrast(frames, row)
             elif operation == int(Operation.EQUALIZE):
-                result = _equalize(frames, region)
+                result = _equalize(frames, row)
             else:
                 result = _inverted(frames)
         else:
             if operation == int(Operation.POSTERIZE):
-                result = frames & _level(argument[0])
+                result = frames & _level(row[ARGUMENT])
             elif operation == int(Operation.SOLARIZE):
-                result = _solarize(frames, _level(argument[0]))
+                result = _solarize(frames, row[ARGUMENT])
             else:
-                result = _solarize_add(frames, _level(argument[0]))
+                result = _solarize_add(frames, _level(row[ARGUMENT]))
     elif operation <= int(Operation.SHARPNESS_AT_EDGE):
         if operation <= int(Operation.CONTRAST):
             if operation == int(Operation.COLOR):
-                result = _color(frames, argument[0])
+                result = _color(frames, row[ARGUMENT])
             else:
-                result = _contrast(_cut(frames, region), argument[0], _mean_grey(frames))
+                result = _contrast(_cut(frames, row), row[ARGUMENT], _mean_grey(frames))
         else:
             if operation == int(Operation.BRIGHTNESS):
-                result = _brightness(frames, argument[0])
+                result = _brightness(frames, row[ARGUMENT])
             elif operation == int(Operation.SHARPNESS):
-                result = _sharpness(frames, argument)
+                result = _sharpness(frames, row)
             else:
-                result = _sharpness_at_edge(frames, argument, region)
+                result = _sharpness_at_edge(frames, row)
+    elif operation == int(Operation.WARP):
+        result = _warp(frames, row)
     else:
-        if operation == int(Operation.WARP):
-            result = _warp(frames, argument, region)
-        elif operation == int(Operation.TRANSLATE_X):
-            result = _translate(frames, fn.reshape(argument[:TAPS], shape=[1, TAPS]), region)
-        else:
-            result = _translate(frames, fn.reshape(argument[:TAPS], shape=[TAPS, 1]), region)
+        result = _translate(frames, row)
     return result
 
 
@@ -181,16 +176,20 @@ def _constant(value: int) -> Any:
     return types.Constant(value).uint8()
 
 
-def _cut(frames: Any, region: Any) -> Any:
-    """The rectangle `region`, (top, left, height, width); grey outside the frames."""
-    return fn.slice(
-        frames,
-        start=region[0:2],
-        shape=region[2:4],
-        axis_names="HW",
-        out_of_bounds_policy="pad",
-        fill_values=FILL,
-    )
+def _cut(frames: Any, row: Any) -> Any:
+    """The operation's region; grey outside the frames."""
+    if frames.device == "gpu":
+        region = fn.cast(row[REGION], dtype=types.INT32)
+        return fn.slice(
+            frames,
+            start=region[0:2],
+            shape=region[2:4],
+            axis_names="HW",
+            out_of_bounds_policy="pad",
+            fill_values=FILL,
+        )
+    # On a CPU, OpenCV moves whole pixels two to three times as fast as `slice`.
+    return _warped(frames, row[CUT_MATRIX], row, types.INTERP_NN)
 
 
 def _grey(frames: Any) -> Any:
@@ -207,14 +206,27 @@ def _inverted(frames: Any) -> Any:
     return frames ^ _constant(255)
 
 
-def _auto_contrast(frames: Any, region: Any) -> Any:
+def _auto_contrast(frames: Any, row: Any) -> Any:
     """Stretch each channel of each frame to the range 0 to 255."""
     low = fn.reductions.min(frames, axis_names="HW", keep_dims=True)
     span = fn.reductions.max(frames, axis_names="HW", keep_dims=True) - low
     flat = span == _constant(0)  # a channel of one level stays unchanged
     low = low * (span != _constant(0))
-    span = span + flat * _constant(255)
-    part = _cut(frames, region)
+    if frames.device == "gpu":  # named arguments are in host memory, as in `_contrast`
+        return _stretched_by_arithmetic(_cut(frames, row), low, span + flat * _constant(255))
+    # A quotient by `span` is at least 1/255 below the next whole number, or equal to it: float32 is exact.
+    return fn.normalize(
+        _cut(frames, row),
+        axis_names="HW",
+        mean=fn.cast(low, dtype=types.FLOAT),
+        stddev=span / 255.0 + flat,
+        shift=TRUNCATE,
+        dtype=types.UINT8,
+    )
+
+
+def _stretched_by_arithmetic(part: Any, low: Any, span: Any) -> Any:
+    """`(part - low) * 255 // span` in integers. low, span: (F, 1, 1, 3)."""
     # Broadcast to a row of equal pixels per frame: DALI processes (F, 1, W, 3) in whole rows, but (F, 1, 1,
     # 3) three values at a time, which takes 1.5 times as long.
     row = part[:, :1] * _constant(0)
@@ -224,18 +236,18 @@ def _auto_contrast(frames: Any, region: Any) -> Any:
     return fn.cast(stretched, dtype=types.UINT8)
 
 
-def _equalize(frames: Any, region: Any) -> Any:
+def _equalize(frames: Any, row: Any) -> Any:
     """Equalise the histogram of each channel of each frame.
 
     PIL ranks a level by the pixels below it, DALI by those up to and including it. Inverting before and
     after gives PIL's result.
     """
-    return _inverted(_cut(fn.equalize(_inverted(frames)), region))
+    return _inverted(_cut(fn.equalize(_inverted(frames)), row))
 
 
-def _solarize(frames: Any, threshold: Any) -> Any:
-    """Invert pixels at or above the threshold. In uint8, 0 - 1 is 255: all bits set."""
-    return frames ^ (_constant(0) - (frames >= threshold))
+def _solarize(frames: Any, offset: Any) -> Any:
+    """Invert pixels at or above a threshold, by a mask: a line that is so steep that it gives 0 or 255."""
+    return frames ^ fn.brightness_contrast(frames, brightness=STEEP, brightness_shift=offset)
 
 
 def _solarize_add(frames: Any, amount: Any) -> Any:
@@ -274,42 +286,44 @@ def _brightness(frames: Any, factor: Any) -> Any:
     return fn.brightness_contrast(frames, brightness=factor, brightness_shift=TRUNCATE / 255)
 
 
-def _sharpness(frames: Any, kernel: Any) -> Any:
-    """Filter with a 3 x 3 `kernel`, (9,), row-major. The result is one pixel smaller on each side."""
-    return fn.filter(frames, _on_device_of(frames, fn.reshape(kernel, shape=[3, 3])), mode="valid")
+def _sharpness(frames: Any, row: Any) -> Any:
+    """Filter with a 3 x 3 kernel. The result is one pixel smaller on each side."""
+    return fn.filter(frames, _kernel(frames, row[MATRIX], 3), mode="valid")
 
 
-def _sharpness_at_edge(frames: Any, kernel: Any, edges: Any) -> Any:
+def _sharpness_at_edge(frames: Any, row: Any) -> Any:
     """`_sharpness` where the result reaches the frame's edge; the frame's outermost pixels stay unchanged.
 
-    edges: 1 where the result touches the frame's top, left, bottom, right edge, else 0.
+    The outermost pixels of `frames` that are not the frame's are outside the region.
     """
-    inner = fn.filter(frames, _on_device_of(frames, fn.reshape(kernel, shape=[3, 3])))[:, 1:-1, 1:-1]
-    shape = frames.shape(dtype=types.INT32)
-    height, width = shape[1], shape[2]
-    left, right = frames[:, 1:-1, : edges[1]], frames[:, 1:-1, width - edges[3] :]
-    first, last = 1 - edges[1], width - 1 + edges[3]
-    top, bottom = frames[:, : edges[0], first:last], frames[:, height - edges[2] :, first:last]
-    return fn.cat(top, fn.cat(left, inner, right, axis_name="W"), bottom, axis_name="H")
+    inner = fn.filter(frames, _kernel(frames, row[MATRIX], 3))[:, 1:-1, 1:-1]
+    middle = fn.cat(frames[:, 1:-1, :1], inner, frames[:, 1:-1, -1:], axis_name="W")
+    return _cut(fn.cat(frames[:, :1], middle, frames[:, -1:], axis_name="H"), row)
 
 
-def _warp(frames: Any, matrix: Any, region: Any) -> Any:
-    """Source position = matrix (3 x 3, row-major) times target position; bicubic."""
+def _warp(frames: Any, row: Any) -> Any:
+    """Source position = the operation's matrix times target position; bicubic."""
+    return _warped(frames, row[MATRIX], row, types.INTERP_CUBIC)
+
+
+def _warped(frames: Any, matrix: Any, row: Any, interpolation: Any) -> Any:
+    """The region's pixels from `matrix`, (9,), times their positions; grey outside the frames."""
     return fn.experimental.warp_perspective(
         frames,
         matrix=fn.reshape(matrix, shape=[3, 3]),
-        size=fn.cast(region[2:4], dtype=types.FLOAT),
+        size=row[SIZE],
         border_mode="constant",
         fill_value=[FILL, FILL, FILL],
-        interp_type=types.INTERP_CUBIC,
+        interp_type=interpolation,
     )
 
 
-def _translate(frames: Any, kernel: Any, region: Any) -> Any:
-    """Shift by a fraction of a pixel with the bicubic `kernel`, then by whole pixels; grey outside."""
-    return _cut(fn.filter(frames, _on_device_of(frames, kernel), border="clamp"), region)
+def _translate(frames: Any, row: Any) -> Any:
+    """Shift by a fraction of a pixel with the bicubic kernel, then by whole pixels; grey outside."""
+    return _cut(fn.filter(frames, _kernel(frames, row[SHIFT_KERNEL], TAPS), border="clamp"), row)
 
 
-def _on_device_of(frames: Any, values: Any) -> Any:
-    """The values on the device of the frames."""
-    return values.gpu() if frames.device == "gpu" else values
+def _kernel(frames: Any, values: Any, side: int) -> Any:
+    """The kernel, side x side, on the device of the frames."""
+    kernel = fn.reshape(values, shape=[side, side])
+    return kernel.gpu() if frames.device == "gpu" else kernel

@@ -70,8 +70,8 @@ class ClipParams:
     """(4,) top, left, bottom, right in pixels: the part of the decoded frames that the graph needs."""
     arrays: dict[str, NDArray[Any]]
     """The further inputs of `dali_nodes.augment_clip`, relative to the ROI, by the names of
-    `dali.sample_layout.AUGMENTATION`: the crop matrix, (9,) float32; with RandAugment codes (N,) int32,
-    arguments (N, 9) float32 and regions (N, 4) int32; with jitter codes (3,) int32 and factors (3,)
+    `dali.sample_layout.AUGMENTATION`: the crop matrix, (9,) float32; with RandAugment the operations (N,
+    roi.ROW) float32; with jitter codes (3,) int32 and factors (3,)
     float32."""
 
 
@@ -109,9 +109,7 @@ def _clip_params(
     matrix = crop_matrix(transforms.crop, transforms.mirrored, spec.size)
     arrays: dict[str, NDArray[Any]] = {"crop_matrix": matrix}
     if spec.operations:
-        arrays["operation_codes"] = restricted.codes
-        arrays["operation_arguments"] = restricted.arguments
-        arrays["operation_regions"] = restricted.regions
+        arrays["operations"] = restricted.rows
     if spec.color_jitter:
         arrays["jitter_codes"] = np.array([each.operation for each in transforms.jitter], np.int32)
         arrays["jitter_factors"] = np.array([each.arguments[0] for each in transforms.jitter], np.float32)

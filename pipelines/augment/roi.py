@@ -14,13 +14,23 @@ from numpy.typing import NDArray
 
 from pipelines.augment.rand_augment import DrawnOperation, Operation
 
-ARGUMENTS = 9  # the longest argument list is a matrix of 3 x 3
 WARP_MARGIN = 3  # pixels around the source positions: bicubic needs 2, rounding may move them by 1
 SHIFT_MARGIN = 2  # pixels on both sides that a shift by a fraction of a pixel needs
 TAPS = 2 * SHIFT_MARGIN + 1
 SMOOTHING_KERNEL = np.array([1, 1, 1, 1, 5, 1, 1, 1, 1]) / 13  # PIL's 3 x 3 kernel for sharpness
 IDENTITY_KERNEL = np.array([0, 0, 0, 0, 1, 0, 0, 0, 0])
+STEEP = 512.0  # the slope of a line in levels that gives a mask: 0 below a threshold, 255 from it on
 CUBIC = -1.0  # the free parameter of Keys' bicubic kernel, as in PIL's transforms
+
+# The parts of an operation's row in the graph, see `operation_row`.
+CODE = 0
+REGION = slice(1, 5)
+SIZE = slice(3, 5)
+CUT_MATRIX = slice(5, 14)
+ARGUMENT = 14  # the only one, of most operations
+MATRIX = slice(14, 23)
+SHIFT_KERNEL = slice(14, 14 + TAPS * TAPS)
+ROW = SHIFT_KERNEL.stop
 
 WHOLE_FRAME = {Operation.AUTO_CONTRAST, Operation.EQUALIZE, Operation.CONTRAST}
 SHARPNESS = {Operation.SHARPNESS, Operation.SHARPNESS_AT_EDGE}
@@ -55,12 +65,8 @@ class RoiOperations(NamedTuple):
 
     roi: Box
     """The part of the decoded frames that the first operation needs."""
-    codes: NDArray[np.int32]
-    """(N,), of `Operation`; unused positions are NOTHING."""
-    arguments: NDArray[np.float32]
-    """(N, 9), of `to_roi_coordinates`; 0 where unused."""
-    regions: NDArray[np.int32]
-    """(N, 4), of `to_roi_coordinates`; 0 where unused."""
+    rows: NDArray[np.float32]
+    """(N, ROW), of `operation_row`; 0 where unused, which is NOTHING."""
 
 
 def restrict_to_roi(
@@ -73,13 +79,10 @@ def restrict_to_roi(
     boxes = [crop]
     for each in reversed(drawn):
         boxes.insert(0, input_box(each, boxes[0], height, width))
-    codes = np.zeros(count, np.int32)
-    arguments = np.zeros((count, ARGUMENTS), np.float32)
-    regions = np.zeros((count, 4), np.int32)
+    rows = np.zeros((count, ROW), np.float32)
     for index, each in enumerate(drawn):
-        code, values, region = to_roi_coordinates(each, boxes[index], boxes[index + 1], height, width)
-        codes[index], arguments[index, : len(values)], regions[index] = code, values, region
-    return RoiOperations(boxes[0], codes, arguments, regions)
+        rows[index] = operation_row(each, boxes[index], boxes[index + 1], height, width)
+    return RoiOperations(boxes[0], rows)
 
 
 def input_box(drawn: DrawnOperation, target: Box, height: int, width: int) -> Box:
@@ -98,19 +101,32 @@ def input_box(drawn: DrawnOperation, target: Box, height: int, width: int) -> Bo
     return target
 
 
-def to_roi_coordinates(
+def operation_row(
+    drawn: DrawnOperation, source: Box, target: Box, height: int, width: int
+) -> NDArray[np.float32]:
+    """The graph's parameters, (ROW,), of an operation that reads only the box `source` and gives the box
+    `target`. One array for all: each array of a sample, and each node that takes one apart, costs time.
+
+    CODE: of `Operation`.
+    REGION: (top, left, height, width) of the target relative to the source, possibly beyond it; a warp uses
+        only height and width.
+    SIZE: the last two of these.
+    CUT_MATRIX: 3 x 3, from positions in the target to those in the source, moved by the region's corner.
+    From ARGUMENT on: as drawn, except a 3 x 3 matrix from target to source positions (warp), a kernel of
+        3 x 3 (sharpness) or 5 x 5 (translate), and the mask's offset, a share of 255 (solarize).
+    """
+    operation, arguments, (top, left, *size) = _to_roi_coordinates(drawn, source, target, height, width)
+    row = np.zeros(ROW, np.float32)
+    row[CODE], row[REGION] = operation, (top, left, *size)
+    row[CUT_MATRIX] = (1, 0, left, 0, 1, top, 0, 0, 1)
+    row[ARGUMENT : ARGUMENT + len(arguments)] = arguments
+    return row
+
+
+def _to_roi_coordinates(
     drawn: DrawnOperation, source: Box, target: Box, height: int, width: int
 ) -> tuple[Operation, Sequence[float] | NDArray[np.floating], tuple[int, ...]]:
-    """The graph's parameters of an operation that reads only the box `source` and gives the box `target`.
-
-    Returns:
-        The code.
-        The arguments: as drawn, except a 3 x 3 matrix from target to source positions (warp) and a kernel of
-        3 x 3 (sharpness) or 5 values (translate).
-        The region: (top, left, height, width) of the target relative to the source, possibly beyond it; a
-        warp uses only height and width. For sharpness: 1 where the target touches the frame's edge, else 0
-        (top, left, bottom, right).
-    """
+    """Code, arguments and region of `operation_row`."""
     operation, arguments = drawn
     rows, columns = target.top - source.top, target.left - source.left
     region = (rows, columns, *target.size)
@@ -118,7 +134,9 @@ def to_roi_coordinates(
         edges = (target.top == 0, target.left == 0, target.bottom == height, target.right == width)
         operation = Operation.SHARPNESS_AT_EDGE if any(edges) else Operation.SHARPNESS
         sharpening = SMOOTHING_KERNEL + (IDENTITY_KERNEL - SMOOTHING_KERNEL) * arguments[0]
-        return operation, sharpening, tuple(int(edge) for edge in edges)
+        return operation, sharpening, region
+    if operation == Operation.SOLARIZE:
+        return operation, (STEEP * (0.5 - arguments[0]) / 255,), region
     if operation == Operation.WARP:
         matrix = _translation(source, back=True) @ _affine(arguments) @ _translation(target)
         return operation, matrix.reshape(-1), region
@@ -126,7 +144,12 @@ def to_roi_coordinates(
         whole = _whole(arguments[0])
         down, right = (0, whole) if operation == Operation.TRANSLATE_X else (whole, 0)
         fraction = _cubic(np.arange(-SHIFT_MARGIN, SHIFT_MARGIN + 1) - (arguments[0] - whole))
-        return operation, fraction, (rows + down, columns + right, *target.size)
+        kernel = np.zeros((TAPS, TAPS))
+        if operation == Operation.TRANSLATE_X:
+            kernel[SHIFT_MARGIN] = fraction
+        else:
+            kernel[:, SHIFT_MARGIN] = fraction
+        return operation, kernel.reshape(-1), (rows + down, columns + right, *target.size)
     return operation, arguments, region
 
 

@@ -48,9 +48,7 @@ ROI = ArraySpec("roi", np.int32, 2)
 
 AUGMENTATION = (
     ArraySpec("crop_matrix", np.float32, 2),  # (clips, 9)
-    ArraySpec("operation_codes", np.int32, 2),  # (clips, N)
-    ArraySpec("operation_arguments", np.float32, 3),  # (clips, N, 9)
-    ArraySpec("operation_regions", np.int32, 3),  # (clips, N, 4)
+    ArraySpec("operations", np.float32, 3),  # (clips, N, roi.ROW)
     ArraySpec("jitter_codes", np.int32, 2),  # (clips, 3)
     ArraySpec("jitter_factors", np.float32, 2),  # (clips, 3)
 )
@@ -109,7 +107,7 @@ def train_layout(decoder: str, clip: TrainClipSpec, *, crops_in_graph: bool) -> 
     """
     unused: tuple[str, ...] = () if crops_in_graph else ("roi",)
     if not clip.operations:
-        unused += ("operation_codes", "operation_arguments", "operation_regions")
+        unused += ("operations",)
     if not clip.color_jitter:
         unused += ("jitter_codes", "jitter_factors")
     of_clips = (array for array in (ROI, *AUGMENTATION) if array.name not in unused)

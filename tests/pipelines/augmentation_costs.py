@@ -70,11 +70,10 @@ def cost_of(laid_out: Sequence[RoiOperations], frames: np.ndarray) -> float:
         for box in (each.roi for each in laid_out)
     ]
 
-    def graph(frames: Any, codes: Any, arguments: Any, regions: Any) -> Any:
-        return apply_operations(frames, codes, arguments, regions, 1)
+    def graph(frames: Any, rows: Any) -> Any:
+        return apply_operations(frames, rows, 1)
 
-    parts = ([getattr(each, part) for each in laid_out] for part in ("codes", "arguments", "regions"))
-    return cost(graph, windows, *parts)
+    return cost(graph, windows, [each.rows for each in laid_out])
 
 
 def operations() -> None:

@@ -9,7 +9,7 @@ from nvidia.dali import fn, pipeline_def
 
 from pipelines.augment.dali_nodes import apply_operations
 from pipelines.augment.rand_augment import DrawnOperation
-from pipelines.augment.roi import Box, RoiOperations, to_roi_coordinates
+from pipelines.augment.roi import ROW, Box, RoiOperations, operation_row
 
 CPU = torch.device("cpu")
 
@@ -47,30 +47,18 @@ def operated(
         np.ascontiguousarray(clip[:, box.top : box.bottom, box.left : box.right])
         for clip, box in zip(clips, (each.roi for each in laid_out), strict=True)
     ]
-    count = len(laid_out[0].codes)
+    count = len(laid_out[0].rows)
 
-    def graph(frames: Any, codes: Any, arguments: Any, regions: Any) -> Any:
-        return apply_operations(frames, codes, arguments, regions, count)
+    def graph(frames: Any, rows: Any) -> Any:
+        return apply_operations(frames, rows, count)
 
-    return run(
-        graph,
-        windows,
-        [each.codes for each in laid_out],
-        [each.arguments for each in laid_out],
-        [each.regions for each in laid_out],
-        device=device,
-    )
+    return run(graph, windows, [each.rows for each in laid_out], device=device)
 
 
 def on_full_frames(drawn: Sequence[DrawnOperation], height: int, width: int, count: int) -> RoiOperations:
     """The same operations with nothing left out: each takes and gives the full frame."""
     full = Box(0, 0, height, width)
-    codes, arguments, regions = (
-        np.zeros(count, np.int32),
-        np.zeros((count, 9), np.float32),
-        np.zeros((count, 4), np.int32),
-    )
+    rows = np.zeros((count, ROW), np.float32)
     for place, each in enumerate(drawn):
-        code, values, region = to_roi_coordinates(each, full, full, height, width)
-        codes[place], arguments[place, : len(values)], regions[place] = code, values, region
-    return RoiOperations(full, codes, arguments, regions)
+        rows[place] = operation_row(each, full, full, height, width)
+    return RoiOperations(full, rows)

@@ -5,19 +5,35 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from nvidia.dali import fn
 from PIL import Image, ImageEnhance
 from torchvision.transforms.v2 import functional as F
 
 from pipelines.augment.dali_nodes import (
+    _auto_contrast,
     _contrast_by_arithmetic,
+    _cut,
     _mean_grey,
+    _solarize,
+    _stretched_by_arithmetic,
+    _translate,
     augment_clip,
     jitter,
     resize_crop,
 )
 from pipelines.augment.params import TrainClipSpec, crop_matrix, draw_clip_params, draw_transforms
 from pipelines.augment.rand_augment import OPERATION_FACTORIES, DrawnOperation, Operation
-from pipelines.augment.roi import Box
+from pipelines.augment.roi import (
+    ARGUMENT,
+    CUT_MATRIX,
+    REGION,
+    ROW,
+    SHIFT_MARGIN,
+    TAPS,
+    Box,
+    input_box,
+    operation_row,
+)
 from tests.pipelines.augmentation_graphs import on_full_frames, operated, run
 from tests.pipelines.augmentation_parity import Case, by_graph, compare, frame
 
@@ -190,3 +206,74 @@ def test_contrast_by_arithmetic_is_the_same() -> None:
     (wanted,) = by_graph([DrawnOperation(Operation.CONTRAST, (1.6,))], [FRAME])
     (actual,) = run(graph, [FRAME[None]], [np.array(1.6, np.float32)])
     assert np.abs(actual[0].astype(int) - wanted).max() <= 1
+
+
+def test_auto_contrast_truncates_every_quotient() -> None:
+    """All spans, with all levels between; one pair of darkest and brightest level in each channel."""
+    low, high = (each[::4] for each in np.triu_indices(256))
+    rows = np.clip(np.arange(256), low[:, None], high[:, None])
+    span = np.maximum(high - low, 1)[:, None]
+    wanted = np.where((high == low)[:, None], rows, (rows - low[:, None]) * 255 // span)
+    pairs = len(low) // 3 * 3
+    frames, wanted = (
+        each[:pairs].reshape(-1, 3, 1, 256).transpose(0, 2, 3, 1).astype(np.uint8) for each in (rows, wanted)
+    )
+    whole = Box(0, 0, 1, 256)
+    row = operation_row(DrawnOperation(Operation.AUTO_CONTRAST), whole, whole, 1, 256)
+    (actual,) = run(_auto_contrast, [np.ascontiguousarray(frames)], [row])
+    np.testing.assert_array_equal(actual, wanted)
+    low, span = (
+        each[:pairs].reshape(-1, 1, 1, 3).astype(np.uint8)
+        for each in (np.where(high == low, 0, low), np.where(high == low, 255, high - low))
+    )
+    (for_gpu,) = run(_stretched_by_arithmetic, [np.ascontiguousarray(frames)], [low], [span])
+    np.testing.assert_array_equal(for_gpu, wanted)
+
+
+def test_solarize_has_every_threshold() -> None:
+    levels, whole = np.arange(256, dtype=np.uint8), Box(0, 0, 1, 256)
+    clip = np.repeat(levels, 3).reshape(1, 1, 256, 3)
+    offsets = [
+        operation_row(DrawnOperation(Operation.SOLARIZE, (level,)), whole, whole, 1, 256)[ARGUMENT]
+        for level in range(256)
+    ]
+    results = run(_solarize, [clip] * 256, [np.array(each) for each in offsets])
+    for level, result in enumerate(results):
+        np.testing.assert_array_equal(result[0, 0, :, 0], np.where(levels >= level, 255 - levels, levels))
+
+
+def region_row(top: int, left: int, height: int, width: int) -> np.ndarray:
+    row = np.zeros(ROW, np.float32)
+    row[REGION] = top, left, height, width
+    row[CUT_MATRIX] = 1, 0, left, 0, 1, top, 0, 0, 1
+    return row
+
+
+def test_a_region_is_cut_to_the_pixel(device: torch.device) -> None:
+    """Inside, across the edge and outside, in a frame that is wider than most."""
+    frame = np.random.default_rng(0).integers(0, 256, (2, 40, 3000, 3), np.uint8)
+    padded = np.pad(frame, [(0, 0), (60, 60), (500, 500), (0, 0)], constant_values=128)
+    regions = [(0, 0, 40, 3000), (3, 2900, 20, 100), (-7, -400, 30, 500), (20, 2990, 33, 450), (45, 10, 9, 9)]
+    results = run(_cut, [frame] * 5, [region_row(*each) for each in regions], device=device)
+    for result, (top, left, height, width) in zip(results, regions, strict=True):
+        wanted = padded[:, 60 + top : 60 + top + height, 500 + left : 500 + left + width]
+        np.testing.assert_array_equal(result, wanted)
+
+
+@pytest.mark.parametrize("operation", [Operation.TRANSLATE_X, Operation.TRANSLATE_Y])
+def test_the_square_kernel_of_a_shift_is_that_of_one_axis(operation: Operation) -> None:
+    across = operation == Operation.TRANSLATE_X
+    drawn, target = DrawnOperation(operation, (17.3,)), Box(0, 0, HEIGHT, WIDTH)
+    source = input_box(drawn, target, HEIGHT, WIDTH)
+    row = operation_row(drawn, source, target, HEIGHT, WIDTH)
+    kernel = row[-TAPS * TAPS :].reshape(TAPS, TAPS)
+    line = kernel[SHIFT_MARGIN][None] if across else kernel[:, SHIFT_MARGIN][:, None]
+    line = np.ascontiguousarray(line)
+    window = np.ascontiguousarray(FRAME[None, source.top : source.bottom, source.left : source.right])
+
+    def by_line(frames: Any, row: Any, line: Any) -> Any:
+        return _cut(fn.filter(frames, line, border="clamp"), row)
+
+    (wanted,) = run(by_line, [window], [row], [line])
+    (actual,) = run(_translate, [window], [row])
+    np.testing.assert_array_equal(actual, wanted)
