@@ -5,10 +5,13 @@ runs on a machine compute the same. The measurements: docs/performance.md, "the 
 "products on a CPU without AVX-512".
 """
 
+import os
 import platform
+from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
 from functools import cache
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import torch
@@ -68,7 +71,7 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None, scale: float = 1.0
     library = library_of(a, len(b))
     if library is Library.PYTORCH:
         return F.linear(a, b if scale == 1.0 else b * scale, bias)
-    compute = _onednn if library is Library.ONEDNN else _openblas
+    compute = _onednn if library is Library.ONEDNN else _openblas().product
     if scale == 1.0:
         return compute(a, b, bias)
     # The factor goes to the smallest of the three tensors.
@@ -82,18 +85,45 @@ def _onednn(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:  # R K, N K, N
     return result
 
 
-def _openblas(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:  # R K, N K, N -> R N
-    threads = torch.get_num_threads()
-    for blas in _openblas_controller().lib_controllers:
-        if blas.num_threads != threads:
-            blas.set_num_threads(threads)
-    result = a.new_empty(len(a), len(b))
+class _OpenBLAS:
+    """NumPy's OpenBLAS in as many threads as PyTorch has.
+
+    The threads are of a pool, which sleep between products. OpenBLAS's own wait actively and take CPU time
+    from PyTorch's operations; they are switched off during a product and stay as they are otherwise.
+    """
+
+    def __init__(self) -> None:
+        self._controller = ThreadpoolController().select(internal_api="openblas")
+        self._lock = Lock()  # of the controller's setting
+        self._pool: ThreadPoolExecutor | None = None
+        self._workers = 0
+
+    def product(self, a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:  # R K, N K, N -> R N
+        threads = torch.get_num_threads()
+        result = a.new_empty(len(a), len(b))
+        first, *others = zip(a.detach().chunk(threads), result.chunk(threads), strict=True)
+        b = b.detach().t()
+        with self._lock, self._controller.limit(limits=1):
+            pending = [self._threads(threads - 1).submit(_multiply, rows, b, out) for rows, out in others]
+            _multiply(first[0], b, first[1])
+            for part in pending:
+                part.result()
+        return result if bias is None else result.add_(bias)
+
+    def _threads(self, workers: int) -> ThreadPoolExecutor:
+        if self._pool is None or self._workers < workers:
+            self._pool, self._workers = ThreadPoolExecutor(workers, "OpenBLAS"), workers
+        return self._pool
+
+
+def _multiply(a: Tensor, b: Tensor, out: Tensor) -> None:  # R K, K N, R N
     with np.errstate(all="ignore"):  # infinite results are no warning, as in PyTorch
-        np.dot(a.detach().numpy(), b.detach().numpy().T, out=result.numpy())
-    return result if bias is None else result.add_(bias)
+        np.dot(a.numpy(), b.numpy(), out=out.numpy())
 
 
 @cache
-def _openblas_controller() -> ThreadpoolController:
-    """Of the number of OpenBLAS's threads, which are not PyTorch's."""
-    return ThreadpoolController().select(internal_api="openblas")
+def _openblas() -> _OpenBLAS:
+    return _OpenBLAS()
+
+
+os.register_at_fork(after_in_child=_openblas.cache_clear)  # a child has none of its parent's threads

@@ -1,8 +1,13 @@
 """Which library computes a product of matrices, and with how many threads."""
 
+import os
+import signal
+import threading
+
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from models import products
 from models.linear import Linear
@@ -43,14 +48,16 @@ def test_the_library_is_chosen_by_vendor_and_instruction_set(fastest, tmp_path, 
 @pytest.mark.parametrize("chosen", [Library.ONEDNN, Library.OPENBLAS])
 def test_a_library_computes_large_products_in_fp32_and_no_others(monkeypatch, chosen):
     calls = []
-    for name in ("_onednn", "_openblas"):
-        compute = getattr(products, name)
-        monkeypatch.setattr(
-            products, name, lambda *tensors, c=compute, n=name: calls.append(n) or c(*tensors)
-        )
+
+    def plain(a, b, bias):
+        calls.append(a.shape)
+        return F.linear(a, b, bias)
+
+    used = {Library.ONEDNN: (products, "_onednn"), Library.OPENBLAS: (products._openblas(), "product")}
+    monkeypatch.setattr(*used[chosen], plain)
     monkeypatch.setitem(products._ENOUGH_WORK, chosen, 64 * 8 * 16)
     layer, many, few = Linear(8, 16), torch.randn(64, 8), torch.randn(63, 8)
-    for library, expected in ((chosen, [f"_{chosen.name.lower()}"]), (Library.PYTORCH, [])):
+    for library, expected in ((chosen, [many.shape]), (Library.PYTORCH, [])):
         monkeypatch.setattr(products, "_FASTEST", library)
         calls.clear()
         for x in (many, few):
@@ -62,19 +69,50 @@ def test_a_library_computes_large_products_in_fp32_and_no_others(monkeypatch, ch
         assert calls == expected
 
 
-def test_openblas_has_as_many_threads_as_pytorch(monkeypatch):
+@pytest.fixture
+def threads():
+    """Sets the number of PyTorch's threads."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_openblas_has_pytorchs_number_of_threads(monkeypatch, threads):
+    used, limits = [], []
+    multiply, blas = products._multiply, products._openblas()._controller.lib_controllers
+
+    def note(*parts):
+        used.append(threading.current_thread())
+        limits.extend(library.num_threads for library in blas)
+        # Two parts at once, or the pool's thread would do for both.
+        barrier.wait(10)
+        multiply(*parts)
+
+    monkeypatch.setattr(products, "_multiply", note)
     monkeypatch.setattr(products, "_FASTEST", Library.OPENBLAS)
     monkeypatch.setitem(products._ENOUGH_WORK, Library.OPENBLAS, 0)
-    a, before = torch.randn(4, 8), torch.get_num_threads()
-    try:
-        for threads in (1, 2, 1):
-            torch.set_num_threads(threads)
-            product(a, a)
-            blas = products._openblas_controller().lib_controllers
-            assert blas and {library.num_threads for library in blas} == {threads}
-    finally:
-        torch.set_num_threads(before)
-        product(a, a)
+    a, before = torch.randn(7, 8), [library.num_threads for library in blas]
+    for count in (1, 2, 3):
+        threads(count)
+        barrier = threading.Barrier(count)
+        used.clear()
+        torch.testing.assert_close(product(a, a), a @ a.t())
+        assert len(set(used)) == count and threading.current_thread() in used
+    assert blas and set(limits) == {1}
+    assert [library.num_threads for library in blas] == before
+
+
+def test_a_forked_child_computes_products(monkeypatch, threads):
+    monkeypatch.setattr(products, "_FASTEST", Library.OPENBLAS)
+    monkeypatch.setitem(products._ENOUGH_WORK, Library.OPENBLAS, 0)
+    threads(2)
+    a = torch.randn(4, 8)
+    expected = product(a, a)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        os._exit(0 if torch.equal(product(a, a), expected) else 1)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_infinite_results_come_without_a_warning(library, recwarn):
