@@ -157,13 +157,13 @@ def make_kept_steps(folder: Path) -> list[Path]:
     import torch
 
     from pipelines.loader import ClipBatch
-    from trainer.resilience.nan_replay import write_replay_file
+    from trainer.resilience.nan_replay import BatchOrigin, write_replay_file
 
     path = folder / "rank-00000.safetensors"
     numbers = torch.arange(2)
     clips, valid = torch.randn(2, 3, 2, 16, 16), torch.ones(2, dtype=torch.bool)
     batch = ClipBatch(clips, numbers, numbers + 4, valid, numbers + 7)
-    about = {"step": 3, "rank": 0, "micro_batch": 0, "precision": "fp32", "words": "x", "paths": ["a", "b"]}
+    about = BatchOrigin(step=3, rank=0, micro_batch=0, precision="fp32", words="x", paths=["a", "b"])
     write_replay_file(path, batch, about)
     return [path]
 
