@@ -42,7 +42,8 @@ def exit_on_sigterm(then: str) -> None:
 def exit_with(main: Callable[[], int], interrupted: str) -> NoReturn:
     """Exit with the result of `main`, with 130 after Ctrl-C, or with 1 and a traceback after an exception.
 
-    A path that is too long or that the user may not read or write is a message, with 2.
+    A path that is too long or that the user may not read or write is a message, with 2. In a rank it is a
+    failure, with 1: another node may be able to use it.
     The process ends at once where Python's shutdown would wait: for other ranks in a collective, or for a
     hanging thread. interrupted: the message after Ctrl-C.
     """
@@ -53,18 +54,17 @@ def exit_with(main: Callable[[], int], interrupted: str) -> NoReturn:
         with suppress(OSError):  # the reader of a pipe may have ended by the same Ctrl-C
             print(interrupted, file=sys.stderr)
     except Exception as error:
-        code = 1
+        path = None if _is_rank() else _unusable_path(error)
+        code = 1 if path is None else 2
         with suppress(OSError):
             text = traceback.format_exc()
-            if isinstance(error, OSError) and error.errno in _OF_A_PATH and error.filename is not None:
-                code = 2
-                print(f"error: {printable(os.fsdecode(error.filename))}: {error.strerror}", file=sys.stderr)
+            if path is not None:
+                print(f"error: {path}", file=sys.stderr)
             elif (safe := redacted(text)) != text:
                 print(safe, end="", file=sys.stderr)
             else:
                 sys.excepthook(*sys.exc_info())  # torch's hook prints the rank
-    distributed = sys.modules.get("torch.distributed")  # not imported for a mistake in a recipe
-    if has_hung_threads() or (distributed is not None and distributed.is_initialized()):
+    if has_hung_threads() or _is_rank():
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError):
                 stream.flush()
@@ -73,3 +73,18 @@ def exit_with(main: Callable[[], int], interrupted: str) -> NoReturn:
     # MLflow. Frozen objects are left out.
     gc.freeze()
     sys.exit(code)
+
+
+def _unusable_path(error: Exception) -> str | None:
+    """The path and the reason, if the error is that of a path."""
+    if not isinstance(error, OSError) or error.errno not in _OF_A_PATH:
+        return None
+    if not isinstance(error.filename, (str, bytes)):
+        return None
+    return f"{printable(os.fsdecode(error.filename))}: {error.strerror}"
+
+
+def _is_rank() -> bool:
+    """Whether this process is connected with others."""
+    distributed = sys.modules.get("torch.distributed")  # not imported for a mistake in a recipe
+    return distributed is not None and bool(distributed.is_initialized())

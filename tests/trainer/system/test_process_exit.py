@@ -59,6 +59,7 @@ def test_the_code_and_the_words_are_the_same_with_and_without_a_group(
         (PermissionError(errno.EACCES, "Permission denied", b"a"), 2, "error: a: Permission denied\n"),
         (PermissionError(errno.EACCES, "Permission denied"), 1, "Traceback"),  # not of a path
         (FileNotFoundError(errno.ENOENT, "No such file", "a"), 1, "Traceback"),
+        (PermissionError(errno.EACCES, "Permission denied", 3), 1, "Traceback"),  # a file descriptor
     ],
 )
 def test_a_path_that_cannot_be_used_is_no_defect(
@@ -69,10 +70,14 @@ def test_a_path_that_cannot_be_used_is_no_defect(
 
     monkeypatch.setattr("trainer.system.process_exit.has_hung_threads", lambda: False)
     monkeypatch.setattr(gc, "freeze", lambda: None)
-    with pytest.raises(SystemExit) as ended:
-        exit_with(fails, "")
-    assert ended.value.code == code
-    assert capsys.readouterr().err.startswith(said)
+    for is_rank, expected, message in ((False, code, said), (True, 1, "Traceback")):
+        # The node of a rank may be at fault; another one can then go on.
+        monkeypatch.setattr("trainer.system.process_exit._is_rank", lambda r=is_rank: r)
+        monkeypatch.setattr(os, "_exit", sys.exit)
+        with pytest.raises(SystemExit) as ended:
+            exit_with(fails, "")
+        assert ended.value.code == expected
+        assert capsys.readouterr().err.startswith(message)
 
 
 @pytest.mark.parametrize("work", ["print('much to say'); return 85", "raise KeyboardInterrupt"])
