@@ -8,7 +8,7 @@ runs on a machine compute the same. The measurements: docs/performance.md, "the 
 import os
 import platform
 from concurrent.futures import ThreadPoolExecutor
-from enum import Enum
+from enum import Enum, auto
 from functools import cache
 from pathlib import Path
 from threading import Lock
@@ -23,14 +23,18 @@ from torch.nn import functional as F
 class Library(Enum):
     """A library of matrix products."""
 
-    PYTORCH = "PyTorch's default, which is MKL on x86-64"
-    ONEDNN = "oneDNN"
-    OPENBLAS = "NumPy's OpenBLAS"
+    PYTORCH = auto()
+    """What PyTorch calls: MKL on x86-64."""
+    ONEDNN = auto()
+    OPENBLAS = auto()
+    """NumPy's."""
 
 
 # Multiply-accumulates. With less work oneDNN takes longer to prepare than it saves, and OpenBLAS is no faster
 # than MKL.
 _ENOUGH_WORK = {Library.PYTORCH: 0, Library.ONEDNN: 2**22, Library.OPENBLAS: 2**28}
+# Each of OpenBLAS's parts packs the whole second operand. With more than these it was not measured.
+_MOST_PARTS = 2
 
 
 def fastest_library(cpuinfo: Path = Path("/proc/cpuinfo")) -> Library:
@@ -43,10 +47,25 @@ def fastest_library(cpuinfo: Path = Path("/proc/cpuinfo")) -> Library:
     if platform.machine() != "x86_64" or level not in ("AVX2", "AVX512") or not _is_amd(cpuinfo):
         return Library.PYTORCH
     if level == "AVX2":
-        blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]["name"]
-        return Library.OPENBLAS if "openblas" in blas else Library.PYTORCH
+        return Library.OPENBLAS if numpy_has_openblas() else Library.PYTORCH
     has_operator = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     return Library.ONEDNN if has_operator else Library.PYTORCH
+
+
+def numpy_has_openblas() -> bool:
+    """Whether NumPy's products are OpenBLAS's, with threads that can be switched off for all of a process.
+
+    Those of OpenMP can be for a thread only.
+    """
+    parts = np.show_config(mode="dicts").get("Build Dependencies", {})
+    found = _controller().lib_controllers
+    is_switchable = bool(found) and all(blas.threading_layer == "pthreads" for blas in found)
+    return "openblas" in parts.get("blas", {}).get("name", "") and is_switchable
+
+
+def _controller() -> ThreadpoolController:
+    """Of OpenBLAS's own threads."""
+    return ThreadpoolController().select(internal_api="openblas")
 
 
 def _is_amd(cpuinfo: Path) -> bool:
@@ -63,7 +82,11 @@ _FASTEST = fastest_library()
 def library_of(operand: Tensor, outputs: int) -> Library:
     """The library of `product(operand, b)`. outputs: rows of b."""
     is_fp32 = operand.device.type == "cpu" and operand.dtype == torch.float32
-    return _FASTEST if is_fp32 and operand.numel() * outputs >= _ENOUGH_WORK[_FASTEST] else Library.PYTORCH
+    if not is_fp32 or operand.numel() * outputs < _ENOUGH_WORK[_FASTEST]:
+        return Library.PYTORCH
+    if _FASTEST is Library.OPENBLAS and torch.get_num_threads() > _MOST_PARTS:
+        return Library.PYTORCH
+    return _FASTEST
 
 
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None, scale: float = 1.0) -> Tensor:
@@ -88,15 +111,14 @@ def _onednn(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:  # R K, N K, N
 class _OpenBLAS:
     """NumPy's OpenBLAS in as many threads as PyTorch has.
 
-    The threads are of a pool, which sleep between products. OpenBLAS's own wait actively and take CPU time
-    from PyTorch's operations; they are switched off during a product and stay as they are otherwise.
+    The threads are of a pool, and sleep between products. OpenBLAS's own wait actively, which takes CPU time
+    from PyTorch's operations; they are switched off during a product.
     """
 
     def __init__(self) -> None:
-        self._controller = ThreadpoolController().select(internal_api="openblas")
+        self._controller = _controller()
         self._lock = Lock()  # of the controller's setting
-        self._pool: ThreadPoolExecutor | None = None
-        self._workers = 0
+        self._pool = ThreadPoolExecutor(_MOST_PARTS - 1, "OpenBLAS")
 
     def product(self, a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:  # R K, N K, N -> R N
         threads = torch.get_num_threads()
@@ -104,16 +126,11 @@ class _OpenBLAS:
         first, *others = zip(a.detach().chunk(threads), result.chunk(threads), strict=True)
         b = b.detach().t()
         with self._lock, self._controller.limit(limits=1):
-            pending = [self._threads(threads - 1).submit(_multiply, rows, b, out) for rows, out in others]
+            pending = [self._pool.submit(_multiply, rows, b, out) for rows, out in others]
             _multiply(first[0], b, first[1])
             for part in pending:
                 part.result()
         return result if bias is None else result.add_(bias)
-
-    def _threads(self, workers: int) -> ThreadPoolExecutor:
-        if self._pool is None or self._workers < workers:
-            self._pool, self._workers = ThreadPoolExecutor(workers, "OpenBLAS"), workers
-        return self._pool
 
 
 def _multiply(a: Tensor, b: Tensor, out: Tensor) -> None:  # R K, K N, R N
@@ -126,4 +143,5 @@ def _openblas() -> _OpenBLAS:
     return _OpenBLAS()
 
 
-os.register_at_fork(after_in_child=_openblas.cache_clear)  # a child has none of its parent's threads
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_openblas.cache_clear)  # a child has none of its parent's threads

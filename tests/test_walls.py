@@ -24,6 +24,7 @@ KNOWN_BY = {
     "nvidia": "pipelines/",
     "deepspeed": "trainer/engine/",
     "mlflow": "trainer/tracking/",
+    "threadpoolctl": "models/products.py",
     "benchmarks": ("trainer/benchmark/", "benchmarks/"),
 }
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from torch.nn import functional as F
 
 from models import products
 from models.linear import Linear
-from models.products import Library, fastest_library, product
+from models.products import Library, fastest_library, numpy_has_openblas, product
+
+NEEDS_OPENBLAS = pytest.mark.skipif(not numpy_has_openblas(), reason="NumPy has no OpenBLAS")
 
 AMD, INTEL = "processor : 0\nvendor_id\t: AuthenticAMD\n", "vendor_id\t: GenuineIntel\n"
 
@@ -38,11 +41,27 @@ def test_the_library_is_chosen_by_vendor_and_instruction_set(fastest, tmp_path, 
     assert fastest_library(tmp_path / "absent") is Library.PYTORCH
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert fastest("AVX512", AMD) is Library.PYTORCH
-    # NumPy of conda may be built with MKL.
-    monkeypatch.setattr(np, "show_config", lambda mode: {"Build Dependencies": {"blas": {"name": "mkl-sdl"}}})
+    monkeypatch.setattr(products, "numpy_has_openblas", lambda: False)
     assert fastest("AVX2", AMD) is Library.PYTORCH
     monkeypatch.setattr(products.platform, "machine", lambda: "aarch64")
     assert fastest("AVX512", AMD) is Library.PYTORCH
+
+
+@pytest.mark.parametrize(
+    ("build", "layers", "expected"),
+    [
+        ({"blas": {"name": "scipy-openblas"}}, ["pthreads"], True),
+        ({"blas": {"name": "openblas"}}, ["pthreads", "openmp"], False),  # as of conda
+        ({"blas": {"name": "mkl-sdl"}}, ["pthreads"], False),  # SciPy's
+        ({"blas": {"name": "openblas"}}, [], False),  # not found, so its threads cannot be switched off
+        ({}, ["pthreads"], False),  # built without BLAS
+    ],
+)
+def test_numpys_openblas_is_used_if_its_threads_can_be_switched_off(monkeypatch, build, layers, expected):
+    monkeypatch.setattr(np, "show_config", lambda mode: {"Build Dependencies": build})
+    found = [SimpleNamespace(threading_layer=layer) for layer in layers]
+    monkeypatch.setattr(products, "_controller", lambda: SimpleNamespace(lib_controllers=found))
+    assert numpy_has_openblas() == expected
 
 
 @pytest.mark.parametrize("chosen", [Library.ONEDNN, Library.OPENBLAS])
@@ -77,6 +96,7 @@ def threads():
     torch.set_num_threads(before)
 
 
+@NEEDS_OPENBLAS
 def test_openblas_has_pytorchs_number_of_threads(monkeypatch, threads):
     used, limits = [], []
     multiply, blas = products._multiply, products._openblas()._controller.lib_controllers
@@ -92,16 +112,21 @@ def test_openblas_has_pytorchs_number_of_threads(monkeypatch, threads):
     monkeypatch.setattr(products, "_FASTEST", Library.OPENBLAS)
     monkeypatch.setitem(products._ENOUGH_WORK, Library.OPENBLAS, 0)
     a, before = torch.randn(7, 8), [library.num_threads for library in blas]
-    for count in (1, 2, 3):
+    for count in (1, 2):
         threads(count)
         barrier = threading.Barrier(count)
         used.clear()
         torch.testing.assert_close(product(a, a), a @ a.t())
         assert len(set(used)) == count and threading.current_thread() in used
-    assert blas and set(limits) == {1}
+    assert set(limits) == {1}
     assert [library.num_threads for library in blas] == before
+    threads(3)
+    used.clear()
+    product(a, a)
+    assert not used, "more parts than were measured"
 
 
+@NEEDS_OPENBLAS
 def test_a_forked_child_computes_products(monkeypatch, threads):
     monkeypatch.setattr(products, "_FASTEST", Library.OPENBLAS)
     monkeypatch.setitem(products._ENOUGH_WORK, Library.OPENBLAS, 0)
@@ -111,7 +136,11 @@ def test_a_forked_child_computes_products(monkeypatch, threads):
     child = os.fork()
     if child == 0:
         signal.alarm(20)
-        os._exit(0 if torch.equal(product(a, a), expected) else 1)
+        code = 1
+        try:
+            code = 0 if torch.equal(product(a, a), expected) else 2
+        finally:
+            os._exit(code)
     assert os.waitpid(child, 0)[1] == 0
 
 
