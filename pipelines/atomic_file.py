@@ -5,6 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+STALE = 3600.0
+"""Seconds since its last change after which a partial file is that of a killed process."""
+
 
 @contextmanager
 def atomic_file(path: Path, *, sync: bool = False, shared: bool = False) -> Iterator[Path]:

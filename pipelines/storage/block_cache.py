@@ -25,6 +25,7 @@ from functools import cache
 from pathlib import Path
 from zlib import crc32
 
+from pipelines.atomic_file import STALE
 from pipelines.errors import DataError
 from pipelines.formatting import printable
 
@@ -38,7 +39,6 @@ _PER_BUCKET = 256  # blocks
 _CHECKSUM = 4  # bytes after the content
 _PAGE = 4096  # bytes that file systems allocate at once: records of objects are smaller
 _USED_AGAIN = 60.0  # seconds after which another use of a block is recorded
-_STALE = 3600.0  # seconds after which an unfinished file is that of a killed process
 _OWN_FOLDER = re.compile(r"blocks-\d+")
 _OWN_FILE = re.compile(r"[0-9a-f]{40}|.*\.partial")
 
@@ -142,7 +142,7 @@ class BlockCache:
             for entry in entries:
                 with suppress(FileNotFoundError):  # another process deleted it
                     status = entry.stat()
-                    if entry.name.endswith(".partial") and now - status.st_mtime > _STALE:
+                    if entry.name.endswith(".partial") and now - status.st_mtime > STALE:
                         os.unlink(entry.path)
                         continue
                     length = _on_disk(status.st_size)

@@ -19,14 +19,14 @@ from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import partial
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 
-from pipelines.atomic_file import atomic_file
+from pipelines.atomic_file import STALE, atomic_file
 from pipelines.dataset.manifest import ManifestRow, write_manifest
 from pipelines.errors import DataError
 from pipelines.synthetic.drawing import ShapePath, draw_clip
@@ -52,7 +52,6 @@ _RATES = (Fraction(8), Fraction(12), Fraction(25, 2), Fraction(24000, 1001), Fra
 # Short enough that a clip has several keyframes, long enough that most frames depend on others.
 _KEYFRAME_INTERVAL = 12
 _LOG = "rendering.log"
-_ABANDONED = 60  # seconds since the last byte of a partial video, which takes about one
 # Maximum distance of a shape from the frame's centre, in units of the shorter side; 0.5 is the edge.
 _REACH = 0.47
 
@@ -166,11 +165,17 @@ def render(
         write_manifest(manifests[0], islice(rows, train_clips), CLASS_NAMES)
         write_manifest(manifests[1], rows, CLASS_NAMES)
     (root / _LOG).unlink(missing_ok=True)  # another process may render the same
-    for left in root.glob("*/*/.*.partial"):  # of killed processes
-        with suppress(FileNotFoundError):
-            if time.time() - left.stat().st_mtime > _ABANDONED:
-                left.unlink()
+    _remove_stale(root)
     return manifests
+
+
+def _remove_stale(root: Path) -> None:
+    """Remove the partial videos of killed processes; see `partial_path` for their names."""
+    for split, name, video_format in product(_SPLITS, CLASS_NAMES, _FORMATS):
+        for left in (root / split / name).glob(f".[0-9]*{video_format.extension}.[0-9]*.partial"):
+            with suppress(OSError):
+                if time.time() - left.stat().st_mtime > STALE:
+                    left.unlink()
 
 
 def _video_format(index: int) -> VideoFormat:

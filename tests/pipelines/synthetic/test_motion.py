@@ -1,6 +1,7 @@
 import hashlib
 import multiprocessing
 import os
+import time
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -213,6 +214,13 @@ def test_an_interrupted_rendering_leaves_no_manifest_and_is_continued(motion_set
     os.utime(left, (0, 0))
     other = left.with_name(f".{videos[1].name}.2.partial")  # by a process that is writing it
     other.touch()
+    os.utime(other, (now := time.time() - 600, now))
+    foreign = [left.with_name(".notes.mp4.1.partial"), left.with_name(f".{videos[1].name}.part.2.partial")]
+    foreign += [tmp_path / split / "other" / left.name for split in ("train", "test")]
+    for file in foreign:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+        os.utime(file, (0, 0))
     videos[1].write_bytes(videos[1].read_bytes()[:100])
     videos[2].write_bytes(bytes(videos[2].stat().st_size))
     log = tmp_path / "rendering.log"
@@ -234,7 +242,8 @@ def test_an_interrupted_rendering_leaves_no_manifest_and_is_continued(motion_set
     assert len(unchanged) >= 5 and calls[-1] == (48, 48)
     assert notes == ["9 of 48 videos are of an interrupted rendering; those that are whole stay"]
     assert not left.exists()
-    other.unlink()
+    for file in (other, *foreign):
+        file.unlink()
     assert content(tmp_path) == content(motion_set.root)
 
 
