@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -71,14 +72,17 @@ class TrainState(Progress):
 _STORED = TypeAdapter(TrainState)
 
 
-def check_is_no_shard(file: Path) -> None:
-    """Raises RunError for a file in the folder of a checkpoint, which is read as a whole."""
-    if (file.parent / STATE).is_file():
-        raise RunError(f"{file} is a part of a checkpoint; name the checkpoint, {file.parent}")
-
-
 def shard_name(rank: int) -> str:
     return f"shard-{rank:05d}.safetensors"
+
+
+_SHARD_NAME = re.compile(r"shard-\d{5,}\.safetensors")
+
+
+def check_is_no_shard(file: Path) -> None:
+    """Raises RunError for a shard of a checkpoint, which is read as a whole."""
+    if _SHARD_NAME.fullmatch(file.name) and (file.parent / STATE).is_file():
+        raise RunError(f"{file} is a part of a checkpoint; name the checkpoint, {file.parent}")
 
 
 def write_state(folder: Path, state: TrainState) -> None:

@@ -8,15 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import trainer
+from models import create_model
+from models.weights.released import to_released
 from pipelines.decode.jpeg_frames import JpegFrames
 from pipelines.errors import DataError
 from pipelines.sampling.temporal import view_indices
 from tests.conftest import MotionSet
 from tests.pipelines.jpegs import write_frames
 from tests.pipelines.videos import Kind, make_video, moving_picture
-from tests.trainer.inference.weights import CLASSES, write_weights
+from tests.trainer.inference.weights import CLASSES, SIZES, write_weights
 from trainer.errors import RunError
 from trainer.inference import sliding_windows as timeline_module
 from trainer.inference.model_source import open_model
@@ -200,6 +203,13 @@ def test_devices(weights: Path) -> None:
         trainer.load(weights, "tpu")
     with pytest.raises(RunError, match="cuda:7"):
         trainer.load(weights, "cuda:7")
+
+
+def test_released_weights_may_lie_beside_another_program_s_state(tmp_path: Path) -> None:
+    (tmp_path / "state.json").touch()
+    model = create_model("tiny", form="temporal", **{**SIZES, "width": 64, "heads": 1})
+    save_file(to_released(model), tmp_path / "released.safetensors")
+    assert open_model(tmp_path / "released.safetensors", frames=4).model.config.num_classes == 4
 
 
 def test_class_names_of_a_file_keep_their_order(weights: Path) -> None:
