@@ -1,6 +1,5 @@
 """Numbers with their units as text, for messages and tables."""
 
-import math
 from collections.abc import Sequence
 from datetime import timedelta
 from itertools import groupby
@@ -21,8 +20,8 @@ def format_ranges(numbers: Sequence[int]) -> str:
 
 def format_bytes(amount: int, decimals: int = 1) -> str:
     """`14.5 GiB`, `64 MiB`, `100 KiB`; nothing is `0 MiB`."""
-    if 0 < amount < 2**20:
-        return f"{math.ceil(amount / 2**10)} KiB"
+    if 0 < amount < 2**20 - 2**9:  # from 1,023.5 KiB on, 1 MiB is nearer
+        return f"{max(1, round(amount / 2**10))} KiB"
     return f"{amount / _GIB:,.{decimals}f} GiB" if amount >= _GIB // 10 else f"{amount / 2**20:.0f} MiB"
 
 

@@ -10,7 +10,11 @@ from trainer.system.formatting import format_bytes
     [
         (0, "0 MiB"),
         (1, "1 KiB"),
+        (1535, "1 KiB"),
+        (1537, "2 KiB"),
         (300_000, "293 KiB"),
+        (2**20 - 2**9 - 1, "1023 KiB"),
+        (2**20 - 2**9, "1 MiB"),
         (2**20, "1 MiB"),
         (2**26, "64 MiB"),
         (29 * 2**29, "14.5 GiB"),
