@@ -174,15 +174,17 @@ class Budget:
         """What single changes would make of the step, and all of them together."""
         from trainer.engine.step_kernels import StepKernels
 
-        def both(about: str, blocks: int) -> list[Plan]:
+        def uncompiled_and_compiled(about: str, blocks: int) -> list[Plan]:
             compiled = self.step(batch, blocks, compiled=True)
             return [
                 self.plan(f"{about}, uncompiled", self.step(batch, blocks), blocks),
                 self.plan(f"{about}, compiled", compiled, blocks, compiled=True),
             ]
 
-        found = both(f"{format_count(recomputed, 'block')} recomputed", recomputed) if recomputed else []
-        found += both("nothing recomputed", 0)
+        found = []
+        if recomputed:
+            found += uncompiled_and_compiled(f"{format_count(recomputed, 'block')} recomputed", recomputed)
+        found += uncompiled_and_compiled("nothing recomputed", 0)
         none, depth = self.step(batch, 0), self.config.depth
         if not self.config.frozen_backbone:
             every = self.step(batch, depth)
@@ -192,7 +194,7 @@ class Budget:
                 self.plan(f"{name}, compiled", cheap.fused(), depth, has_estimate=False),
             ]
             if recomputed < depth:
-                found += both("all blocks recomputed", depth)
+                found += uncompiled_and_compiled("all blocks recomputed", depth)
         if not self.recipe.engine.fp8 and self.fits_fp8:
             step = self.step(batch, 0, compiled=True, fp8=True)
             found.append(self.plan("nothing recomputed, products in FP8, compiled", step, 0, compiled=True))
