@@ -41,7 +41,7 @@ class Overview:
 
 
 def collect_statuses(places: Sequence[Path]) -> Overview:
-    """The status of all runs in these folders. Raises RunError for a folder that does not exist."""
+    """The status of all runs in these folders. Raises RunError for one that is missing or unreadable."""
     runs = find_runs(places)
     # SLURM is asked first: a job that ends in between has then written its result before it is read.
     queued, error = _ask_slurm({line["job"] for _, path in runs for line in read_job_lines(path)})

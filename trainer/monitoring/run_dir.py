@@ -30,6 +30,7 @@ import os
 import re
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -217,20 +218,27 @@ def is_run_dir(path: Path) -> bool:
 def find_run_dirs(folder: Path) -> list[Path]:
     """The run directories that a folder names: itself, or those in it and, as in a sweep, one level deeper.
 
-    Numbers in names sort by value (2 before 10); hidden folders and those that cannot be read are left out.
+    Numbers in names sort by value (2 before 10). Hidden folders in it and those that cannot be read are left
+    out. Raises RunError where `folder` itself cannot be read.
     """
     if is_run_dir(folder):
         return [folder]
-    below = [[path] if is_run_dir(path) else _folders_in(path) for path in _folders_in(folder)]
-    return [path for paths in below for path in paths if is_run_dir(path)]
+    try:
+        os.stat(os.path.join(folder, "."))  # fails without the permission to open what is in it
+        inside = _folders_in(folder)
+    except OSError as error:
+        raise RunError(f"{folder} cannot be read: {error.strerror or error}") from error
+    found: list[Path] = []
+    for path in inside:
+        with suppress(OSError):  # another user's, or deleted meanwhile
+            candidates = [path] if is_run_dir(path) else _folders_in(path)
+            found += [each for each in candidates if is_run_dir(each)]
+    return found
 
 
 def _folders_in(folder: Path) -> list[Path]:
-    try:
-        with os.scandir(folder) as entries:
-            names = [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
-    except OSError:  # another user's, or deleted meanwhile
-        return []
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
     return [folder / name for name in sorted(names, key=_by_number)]
 
 

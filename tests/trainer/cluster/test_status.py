@@ -1,5 +1,6 @@
 """The status of runs: from run directories as trainings and jobs write them, and from SLURM's queue."""
 
+import errno
 import io
 import json
 import os
@@ -29,6 +30,7 @@ from trainer.resilience.signals import INTERRUPTED, REQUEUE
 from trainer.system.files import append_lines
 from trainer.system.formatting import format_age
 from trainer.system.slurm import QueuedJob
+from trainer.tracking.comparison.folder_source import find_compared_runs
 
 TOTAL = 60
 
@@ -481,6 +483,26 @@ def test_runs_are_found_one_folder_deeper_too(tmp_path: Path) -> None:
     assert len(find_runs([one, tmp_path])) == 4  # none twice
     with pytest.raises(RunError, match="there is no such folder"):
         find_runs([tmp_path / "missing"])
+
+
+@pytest.mark.parametrize(("call", "path"), [("scandir", ""), ("stat", "/.")])
+def test_a_named_folder_that_cannot_be_read_is_an_error_and_one_in_it_is_left_out(
+    call: str, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Run(tmp_path / "good").create()
+    folder, real = tmp_path / "secret", getattr(os, call)
+    folder.mkdir()
+
+    def refuse(given: Any, *rest: Any, **options: Any) -> Any:
+        if str(given) == f"{folder}{path}":
+            raise PermissionError(errno.EACCES, "Permission denied", str(given))
+        return real(given, *rest, **options)
+
+    monkeypatch.setattr(os, call, refuse)  # the superuser may read everything
+    for find in (lambda place: find_runs([place]), find_compared_runs):
+        with pytest.raises(RunError, match=f"^{folder} cannot be read: Permission denied$"):
+            find(folder)
+    assert [name for name, _ in find_runs([tmp_path])] == ["good"]
 
 
 @pytest.fixture

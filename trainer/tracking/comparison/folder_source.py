@@ -132,7 +132,7 @@ def _fingerprints(path: Path, events: RunEvents) -> dict[str, str]:
 
 
 def find_compared_runs(folder: Path) -> list[Path]:
-    """The run directories at `folder`, see `find_run_dirs`. Raises RunError where there are none."""
+    """The run directories at `folder`, as `find_run_dirs`. Raises RunError where none can be found."""
     if not folder.is_dir():
         raise RunError(f"{folder}: there is no such folder, and it is not an id of an MLflow run (32 digits)")
     found = find_run_dirs(folder)
