@@ -6,7 +6,7 @@
 
 The sheet has rows for the frames, the class activation and each global block. The video has the frames, the
 class activation and the last block's attention side by side. Exit codes: 0 done, 2 an error that the message
-explains, 130 interrupted.
+explains, 130 or 143 interrupted.
 """
 
 import argparse
@@ -55,7 +55,6 @@ def main() -> int:
     device = choose_device(arguments.device)
     weights = open_model(arguments.source, last=arguments.last, frames=arguments.frames, class_names=names)
     found = Explainer(weights, device).explain(arguments.video, arguments.name)
-    exit_on_sigterm("run the same command again")  # nothing to remove before
     save_sheet(sheet, explanation_sheet(found))
     if arguments.overlay is not None:
         write_overlay(arguments.overlay, found)
@@ -70,4 +69,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    exit_on_sigterm("run the same command again")
     exit_with(main, "interrupted")

@@ -6,7 +6,7 @@
     python launch/predict.py --weights k400_b16_8f.pth --frames 8 --classes k400.txt holiday.mp4
 
 Exit codes: 0 done, 2 some videos are unusable (each is named, the others are predicted) or another error that
-the message explains, 130 interrupted.
+the message explains, 130 or 143 interrupted.
 """
 
 import argparse
@@ -60,7 +60,6 @@ def run(arguments: argparse.Namespace) -> int:
     options = PredictOptions(
         **{name: getattr(arguments, name) for name in PredictOptions.__dataclass_fields__}
     )
-    exit_on_sigterm("run the same command again")  # nothing to remove before
     bad = predict_videos(predictor, paths, options, choose_writer(arguments.form or "table"))
     if bad:
         print(f"{bad} of {len(paths)} videos could not be used completely", file=sys.stderr)
@@ -80,4 +79,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    exit_on_sigterm("run the same command again")
     exit_with(main, "interrupted")

@@ -4,16 +4,19 @@ import csv
 import json
 import os
 import shutil
+import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from launch import predict as command
 from pipelines.decode.frame_stream import FrameStream
 from tests.conftest import MotionSet
-from tests.launch.scripts import run_script
+from tests.launch.scripts import run_script, script_command
 from tests.pipelines.videos import Kind, make_video
 from tests.trainer.inference.weights import CLASSES, write_weights
 from trainer.inference.predict_videos import _Names
@@ -91,6 +94,24 @@ def test_windows_and_annotated_videos(weights: Path, tmp_path: Path) -> None:
     stream = FrameStream(written)
     assert written.name == "clip-predicted.mp4" and stream.frames == 40
     assert next(stream.pictures())[1].shape == (242, 162, 3)
+
+
+def test_sigterm_leaves_no_part_of_an_annotated_video(weights: Path, tmp_path: Path) -> None:
+    kind = Kind("libx264", "mp4", {"preset": "ultrafast"})
+    video = make_video(tmp_path, kind, np.zeros((60, 720, 1280, 3), np.uint8))  # over a second of work
+    out = tmp_path / "out"
+    command = script_command("predict.py", "--weights", weights, video, "--annotate", out, "--device", "cpu")
+    process = subprocess.Popen(**command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not (out.is_dir() and any(out.iterdir())):
+        assert process.poll() is None
+        time.sleep(0.02)
+    (partial,) = out.iterdir()
+    assert partial.suffix == ".partial"
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "ended by SIGTERM; run the same command again" in errors and "Traceback" not in errors
+    assert not any(out.iterdir())
 
 
 def test_a_table_and_wrong_arguments(
