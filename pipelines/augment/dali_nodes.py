@@ -16,7 +16,17 @@ from nvidia.dali import fn, math, types
 
 from pipelines.augment.params import TrainClipSpec
 from pipelines.augment.rand_augment import Operation
-from pipelines.augment.roi import ARGUMENT, CODE, CUT_MATRIX, MATRIX, REGION, SHIFT_KERNEL, SIZE, STEEP, TAPS
+from pipelines.augment.roi import (
+    ARGUMENT,
+    CODE,
+    CUT_MATRIX,
+    MASK_SLOPE,
+    MATRIX,
+    REGION,
+    SHIFT_KERNEL,
+    SIZE,
+    TAPS,
+)
 
 FILL = 128  # grey level outside the frame, for warps and shifts
 TRUNCATE = -0.498  # PIL truncates where DALI rounds; a whole number, plus or minus 0.002, is kept
@@ -41,13 +51,13 @@ def augment_clip(
     return normalise(frames, mean, std)
 
 
-def apply_operations(frames: Any, rows: Any, count: int) -> Any:
-    """Apply `count` operations in order. rows: (count, ROW), of `roi.operation_row`.
+def apply_operations(frames: Any, parameters: Any, count: int) -> Any:
+    """Apply `count` operations in order. The last one gives the crop.
 
-    The last operation gives the crop.
+    parameters: (count, PARAMETER_COUNT), of `roi.operation_parameters`.
     """
     for index in range(count):
-        frames = _apply(frames, rows[index])
+        frames = _apply(frames, parameters[index])
     return frames
 
 
@@ -114,46 +124,46 @@ def crop_views(
     return fn.stack(*cropped)
 
 
-def _apply(frames: Any, row: Any) -> Any:
+def _apply(frames: Any, parameters: Any) -> Any:
     """One operation, selected by its code in a binary tree: a batch is split at most five times.
 
-    A node costs time for each batch, and each `if` splits all that its branches use: hence one row.
+    A node costs time for each batch, and each `if` splits all that its branches use: hence one array.
     """
-    operation = row[CODE]
+    operation = parameters[CODE]
     if operation == int(Operation.NOTHING):
         result = frames
     elif operation <= int(Operation.SOLARIZE_ADD):
         if operation <= int(Operation.INVERT):
             if operation == int(Operation.AUTO_CONTRAST):
-                result = _auto_contrast(frames, row)
+                result = _auto_contrast(frames, parameters)
             elif operation == int(Operation.EQUALIZE):
-                result = _equalize(frames, row)
+                result = _equalize(frames, parameters)
             else:
                 result = _inverted(frames)
         else:
             if operation == int(Operation.POSTERIZE):
-                result = frames & _level(row[ARGUMENT])
+                result = frames & _level(parameters[ARGUMENT])
             elif operation == int(Operation.SOLARIZE):
-                result = _solarize(frames, row[ARGUMENT])
+                result = _solarize(frames, parameters[ARGUMENT])
             else:
-                result = _solarize_add(frames, _level(row[ARGUMENT]))
+                result = _solarize_add(frames, _level(parameters[ARGUMENT]))
     elif operation <= int(Operation.SHARPNESS_AT_EDGE):
         if operation <= int(Operation.CONTRAST):
             if operation == int(Operation.COLOR):
-                result = _color(frames, row[ARGUMENT])
+                result = _color(frames, parameters[ARGUMENT])
             else:
-                result = _contrast(_cut(frames, row), row[ARGUMENT], _mean_grey(frames))
+                result = _contrast(_cut(frames, parameters), parameters[ARGUMENT], _mean_grey(frames))
         else:
             if operation == int(Operation.BRIGHTNESS):
-                result = _brightness(frames, row[ARGUMENT])
+                result = _brightness(frames, parameters[ARGUMENT])
             elif operation == int(Operation.SHARPNESS):
-                result = _sharpness(frames, row)
+                result = _sharpness(frames, parameters)
             else:
-                result = _sharpness_at_edge(frames, row)
+                result = _sharpness_at_edge(frames, parameters)
     elif operation == int(Operation.WARP):
-        result = _warp(frames, row)
+        result = _warp(frames, parameters)
     else:
-        result = _translate(frames, row)
+        result = _translate(frames, parameters)
     return result
 
 
@@ -176,10 +186,10 @@ def _constant(value: int) -> Any:
     return types.Constant(value).uint8()
 
 
-def _cut(frames: Any, row: Any) -> Any:
+def _cut(frames: Any, parameters: Any) -> Any:
     """The operation's region; grey outside the frames."""
     if frames.device == "gpu":
-        region = fn.cast(row[REGION], dtype=types.INT32)
+        region = fn.cast(parameters[REGION], dtype=types.INT32)
         return fn.slice(
             frames,
             start=region[0:2],
@@ -189,7 +199,7 @@ def _cut(frames: Any, row: Any) -> Any:
             fill_values=FILL,
         )
     # On a CPU, OpenCV moves whole pixels two to three times as fast as `slice`.
-    return _warped(frames, row[CUT_MATRIX], row, types.INTERP_NN)
+    return _warped(frames, parameters[CUT_MATRIX], parameters, types.INTERP_NN)
 
 
 def _grey(frames: Any) -> Any:
@@ -206,17 +216,17 @@ def _inverted(frames: Any) -> Any:
     return frames ^ _constant(255)
 
 
-def _auto_contrast(frames: Any, row: Any) -> Any:
+def _auto_contrast(frames: Any, parameters: Any) -> Any:
     """Stretch each channel of each frame to the range 0 to 255."""
     low = fn.reductions.min(frames, axis_names="HW", keep_dims=True)
     span = fn.reductions.max(frames, axis_names="HW", keep_dims=True) - low
     flat = span == _constant(0)  # a channel of one level stays unchanged
     low = low * (span != _constant(0))
     if frames.device == "gpu":  # named arguments are in host memory, as in `_contrast`
-        return _stretched_by_arithmetic(_cut(frames, row), low, span + flat * _constant(255))
+        return _stretched_by_arithmetic(_cut(frames, parameters), low, span + flat * _constant(255))
     # A quotient by `span` is at least 1/255 below the next whole number, or equal to it: float32 is exact.
     return fn.normalize(
-        _cut(frames, row),
+        _cut(frames, parameters),
         axis_names="HW",
         mean=fn.cast(low, dtype=types.FLOAT),
         stddev=span / 255.0 + flat,
@@ -236,18 +246,18 @@ def _stretched_by_arithmetic(part: Any, low: Any, span: Any) -> Any:
     return fn.cast(stretched, dtype=types.UINT8)
 
 
-def _equalize(frames: Any, row: Any) -> Any:
+def _equalize(frames: Any, parameters: Any) -> Any:
     """Equalise the histogram of each channel of each frame.
 
     PIL ranks a level by the pixels below it, DALI by those up to and including it. Inverting before and
     after gives PIL's result.
     """
-    return _inverted(_cut(fn.equalize(_inverted(frames)), row))
+    return _inverted(_cut(fn.equalize(_inverted(frames)), parameters))
 
 
 def _solarize(frames: Any, offset: Any) -> Any:
     """Invert pixels at or above a threshold, by a mask: a line that is so steep that it gives 0 or 255."""
-    return frames ^ fn.brightness_contrast(frames, brightness=STEEP, brightness_shift=offset)
+    return frames ^ fn.brightness_contrast(frames, brightness=MASK_SLOPE, brightness_shift=offset)
 
 
 def _solarize_add(frames: Any, amount: Any) -> Any:
@@ -286,41 +296,43 @@ def _brightness(frames: Any, factor: Any) -> Any:
     return fn.brightness_contrast(frames, brightness=factor, brightness_shift=TRUNCATE / 255)
 
 
-def _sharpness(frames: Any, row: Any) -> Any:
+def _sharpness(frames: Any, parameters: Any) -> Any:
     """Filter with a 3 x 3 kernel. The result is one pixel smaller on each side."""
-    return fn.filter(frames, _kernel(frames, row[MATRIX], 3), mode="valid")
+    return fn.filter(frames, _kernel(frames, parameters[MATRIX], 3), mode="valid")
 
 
-def _sharpness_at_edge(frames: Any, row: Any) -> Any:
+def _sharpness_at_edge(frames: Any, parameters: Any) -> Any:
     """`_sharpness` where the result reaches the frame's edge; the frame's outermost pixels stay unchanged.
 
     The outermost pixels of `frames` that are not the frame's are outside the region.
     """
-    inner = fn.filter(frames, _kernel(frames, row[MATRIX], 3))[:, 1:-1, 1:-1]
+    inner = fn.filter(frames, _kernel(frames, parameters[MATRIX], 3))[:, 1:-1, 1:-1]
     middle = fn.cat(frames[:, 1:-1, :1], inner, frames[:, 1:-1, -1:], axis_name="W")
-    return _cut(fn.cat(frames[:, :1], middle, frames[:, -1:], axis_name="H"), row)
+    return _cut(fn.cat(frames[:, :1], middle, frames[:, -1:], axis_name="H"), parameters)
 
 
-def _warp(frames: Any, row: Any) -> Any:
+def _warp(frames: Any, parameters: Any) -> Any:
     """Source position = the operation's matrix times target position; bicubic."""
-    return _warped(frames, row[MATRIX], row, types.INTERP_CUBIC)
+    return _warped(frames, parameters[MATRIX], parameters, types.INTERP_CUBIC)
 
 
-def _warped(frames: Any, matrix: Any, row: Any, interpolation: Any) -> Any:
+def _warped(frames: Any, matrix: Any, parameters: Any, interpolation: Any) -> Any:
     """The region's pixels from `matrix`, (9,), times their positions; grey outside the frames."""
     return fn.experimental.warp_perspective(
         frames,
         matrix=fn.reshape(matrix, shape=[3, 3]),
-        size=row[SIZE],
+        size=parameters[SIZE],
         border_mode="constant",
         fill_value=[FILL, FILL, FILL],
         interp_type=interpolation,
     )
 
 
-def _translate(frames: Any, row: Any) -> Any:
+def _translate(frames: Any, parameters: Any) -> Any:
     """Shift by a fraction of a pixel with the bicubic kernel, then by whole pixels; grey outside."""
-    return _cut(fn.filter(frames, _kernel(frames, row[SHIFT_KERNEL], TAPS), border="clamp"), row)
+    return _cut(
+        fn.filter(frames, _kernel(frames, parameters[SHIFT_KERNEL], TAPS), border="clamp"), parameters
+    )
 
 
 def _kernel(frames: Any, values: Any, side: int) -> Any:

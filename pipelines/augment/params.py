@@ -71,8 +71,7 @@ class ClipParams:
     arrays: dict[str, NDArray[Any]]
     """The further inputs of `dali_nodes.augment_clip`, relative to the ROI, by the names of
     `dali.sample_layout.AUGMENTATION`: the crop matrix, (9,) float32; with RandAugment the operations (N,
-    roi.ROW) float32; with jitter codes (3,) int32 and factors (3,)
-    float32."""
+    roi.PARAMETER_COUNT) float32; with jitter codes (3,) int32 and factors (3,) float32."""
 
 
 def draw_clip_params(
@@ -109,7 +108,7 @@ def _clip_params(
     matrix = crop_matrix(transforms.crop, transforms.mirrored, spec.size)
     arrays: dict[str, NDArray[Any]] = {"crop_matrix": matrix}
     if spec.operations:
-        arrays["operations"] = restricted.rows
+        arrays["operations"] = restricted.parameters
     if spec.color_jitter:
         arrays["jitter_codes"] = np.array([each.operation for each in transforms.jitter], np.int32)
         arrays["jitter_factors"] = np.array([each.arguments[0] for each in transforms.jitter], np.float32)

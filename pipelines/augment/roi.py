@@ -19,10 +19,10 @@ SHIFT_MARGIN = 2  # pixels on both sides that a shift by a fraction of a pixel n
 TAPS = 2 * SHIFT_MARGIN + 1
 SMOOTHING_KERNEL = np.array([1, 1, 1, 1, 5, 1, 1, 1, 1]) / 13  # PIL's 3 x 3 kernel for sharpness
 IDENTITY_KERNEL = np.array([0, 0, 0, 0, 1, 0, 0, 0, 0])
-STEEP = 512.0  # the slope of a line in levels that gives a mask: 0 below a threshold, 255 from it on
+MASK_SLOPE = 512.0  # of a line in levels that gives a mask: 0 below a threshold, 255 from it on
 CUBIC = -1.0  # the free parameter of Keys' bicubic kernel, as in PIL's transforms
 
-# The parts of an operation's row in the graph, see `operation_row`.
+# Places in the array of an operation's parameters, see `operation_parameters`.
 CODE = 0
 REGION = slice(1, 5)
 SIZE = slice(3, 5)
@@ -30,7 +30,7 @@ CUT_MATRIX = slice(5, 14)
 ARGUMENT = 14  # the only one, of most operations
 MATRIX = slice(14, 23)
 SHIFT_KERNEL = slice(14, 14 + TAPS * TAPS)
-ROW = SHIFT_KERNEL.stop
+PARAMETER_COUNT = SHIFT_KERNEL.stop
 
 WHOLE_FRAME = {Operation.AUTO_CONTRAST, Operation.EQUALIZE, Operation.CONTRAST}
 SHARPNESS = {Operation.SHARPNESS, Operation.SHARPNESS_AT_EDGE}
@@ -65,8 +65,8 @@ class RoiOperations(NamedTuple):
 
     roi: Box
     """The part of the decoded frames that the first operation needs."""
-    rows: NDArray[np.float32]
-    """(N, ROW), of `operation_row`; 0 where unused, which is NOTHING."""
+    parameters: NDArray[np.float32]
+    """(N, PARAMETER_COUNT), of `operation_parameters`; 0 where unused, which is NOTHING."""
 
 
 def restrict_to_roi(
@@ -79,10 +79,10 @@ def restrict_to_roi(
     boxes = [crop]
     for each in reversed(drawn):
         boxes.insert(0, input_box(each, boxes[0], height, width))
-    rows = np.zeros((count, ROW), np.float32)
+    parameters = np.zeros((count, PARAMETER_COUNT), np.float32)
     for index, each in enumerate(drawn):
-        rows[index] = operation_row(each, boxes[index], boxes[index + 1], height, width)
-    return RoiOperations(boxes[0], rows)
+        parameters[index] = operation_parameters(each, boxes[index], boxes[index + 1], height, width)
+    return RoiOperations(boxes[0], parameters)
 
 
 def input_box(drawn: DrawnOperation, target: Box, height: int, width: int) -> Box:
@@ -101,42 +101,45 @@ def input_box(drawn: DrawnOperation, target: Box, height: int, width: int) -> Bo
     return target
 
 
-def operation_row(
+def operation_parameters(
     drawn: DrawnOperation, source: Box, target: Box, height: int, width: int
 ) -> NDArray[np.float32]:
-    """The graph's parameters, (ROW,), of an operation that reads only the box `source` and gives the box
-    `target`. One array for all: each array of a sample, and each node that takes one apart, costs time.
+    """The graph's parameters, (PARAMETER_COUNT,), of an operation that reads only the box `source` and gives
+    the box `target`. One array for all: each array of a sample, and each node that takes one apart, costs
+    time.
 
     CODE: of `Operation`.
     REGION: (top, left, height, width) of the target relative to the source, possibly beyond it; a warp uses
         only height and width.
     SIZE: the last two of these.
-    CUT_MATRIX: 3 x 3, from positions in the target to those in the source, moved by the region's corner.
+    CUT_MATRIX: 3 x 3, from positions in the target to those in the source, moved by the region's corner. On
+        a CPU the warp takes it and on a GPU `slice` takes REGION; made from REGION in the graph, it would
+        cost nodes.
     From ARGUMENT on: as drawn, except a 3 x 3 matrix from target to source positions (warp), a kernel of
         3 x 3 (sharpness) or 5 x 5 (translate), and the mask's offset, a share of 255 (solarize).
     """
     operation, arguments, (top, left, *size) = _to_roi_coordinates(drawn, source, target, height, width)
-    row = np.zeros(ROW, np.float32)
-    row[CODE], row[REGION] = operation, (top, left, *size)
-    row[CUT_MATRIX] = (1, 0, left, 0, 1, top, 0, 0, 1)
-    row[ARGUMENT : ARGUMENT + len(arguments)] = arguments
-    return row
+    parameters = np.zeros(PARAMETER_COUNT, np.float32)
+    parameters[CODE], parameters[REGION] = operation, (top, left, *size)
+    parameters[CUT_MATRIX] = (1, 0, left, 0, 1, top, 0, 0, 1)
+    parameters[ARGUMENT : ARGUMENT + len(arguments)] = arguments
+    return parameters
 
 
 def _to_roi_coordinates(
     drawn: DrawnOperation, source: Box, target: Box, height: int, width: int
 ) -> tuple[Operation, Sequence[float] | NDArray[np.floating], tuple[int, ...]]:
-    """Code, arguments and region of `operation_row`."""
+    """Code, arguments and region of `operation_parameters`."""
     operation, arguments = drawn
-    rows, columns = target.top - source.top, target.left - source.left
-    region = (rows, columns, *target.size)
+    top, left = target.top - source.top, target.left - source.left
+    region = (top, left, *target.size)
     if operation in SHARPNESS:
         edges = (target.top == 0, target.left == 0, target.bottom == height, target.right == width)
         operation = Operation.SHARPNESS_AT_EDGE if any(edges) else Operation.SHARPNESS
         sharpening = SMOOTHING_KERNEL + (IDENTITY_KERNEL - SMOOTHING_KERNEL) * arguments[0]
         return operation, sharpening, region
     if operation == Operation.SOLARIZE:
-        return operation, (STEEP * (0.5 - arguments[0]) / 255,), region
+        return operation, (MASK_SLOPE * (0.5 - arguments[0]) / 255,), region
     if operation == Operation.WARP:
         matrix = _translation(source, back=True) @ _affine(arguments) @ _translation(target)
         return operation, matrix.reshape(-1), region
@@ -149,7 +152,7 @@ def _to_roi_coordinates(
             kernel[SHIFT_MARGIN] = fraction
         else:
             kernel[:, SHIFT_MARGIN] = fraction
-        return operation, kernel.reshape(-1), (rows + down, columns + right, *target.size)
+        return operation, kernel.reshape(-1), (top + down, left + right, *target.size)
     return operation, arguments, region
 
 

@@ -48,7 +48,7 @@ ROI = ArraySpec("roi", np.int32, 2)
 
 AUGMENTATION = (
     ArraySpec("crop_matrix", np.float32, 2),  # (clips, 9)
-    ArraySpec("operations", np.float32, 3),  # (clips, N, roi.ROW)
+    ArraySpec("operations", np.float32, 3),  # (clips, N, roi.PARAMETER_COUNT)
     ArraySpec("jitter_codes", np.int32, 2),  # (clips, 3)
     ArraySpec("jitter_factors", np.float32, 2),  # (clips, 3)
 )

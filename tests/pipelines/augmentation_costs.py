@@ -70,10 +70,10 @@ def cost_of(laid_out: Sequence[RoiOperations], frames: np.ndarray) -> float:
         for box in (each.roi for each in laid_out)
     ]
 
-    def graph(frames: Any, rows: Any) -> Any:
-        return apply_operations(frames, rows, 1)
+    def graph(frames: Any, parameters: Any) -> Any:
+        return apply_operations(frames, parameters, 1)
 
-    return cost(graph, windows, [each.rows for each in laid_out])
+    return cost(graph, windows, [each.parameters for each in laid_out])
 
 
 def operations() -> None:

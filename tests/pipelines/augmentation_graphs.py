@@ -9,7 +9,7 @@ from nvidia.dali import fn, pipeline_def
 
 from pipelines.augment.dali_nodes import apply_operations
 from pipelines.augment.rand_augment import DrawnOperation
-from pipelines.augment.roi import ROW, Box, RoiOperations, operation_row
+from pipelines.augment.roi import PARAMETER_COUNT, Box, RoiOperations, operation_parameters
 
 CPU = torch.device("cpu")
 
@@ -47,18 +47,18 @@ def operated(
         np.ascontiguousarray(clip[:, box.top : box.bottom, box.left : box.right])
         for clip, box in zip(clips, (each.roi for each in laid_out), strict=True)
     ]
-    count = len(laid_out[0].rows)
+    count = len(laid_out[0].parameters)
 
-    def graph(frames: Any, rows: Any) -> Any:
-        return apply_operations(frames, rows, count)
+    def graph(frames: Any, parameters: Any) -> Any:
+        return apply_operations(frames, parameters, count)
 
-    return run(graph, windows, [each.rows for each in laid_out], device=device)
+    return run(graph, windows, [each.parameters for each in laid_out], device=device)
 
 
 def on_full_frames(drawn: Sequence[DrawnOperation], height: int, width: int, count: int) -> RoiOperations:
     """The same operations with nothing left out: each takes and gives the full frame."""
     full = Box(0, 0, height, width)
-    rows = np.zeros((count, ROW), np.float32)
+    parameters = np.zeros((count, PARAMETER_COUNT), np.float32)
     for place, each in enumerate(drawn):
-        rows[place] = operation_row(each, full, full, height, width)
-    return RoiOperations(full, rows)
+        parameters[place] = operation_parameters(each, full, full, height, width)
+    return RoiOperations(full, parameters)

@@ -29,7 +29,7 @@ def test_described_clips_are_those_of_the_source(motion_set: MotionSet) -> None:
         assert each.label == row.label and each.path == dataset.printable_path(request.sample)
         assert list(each.frames) == draw.indices.tolist()
         narrowed = restrict_to_roi(each.changes.operations, each.changes.crop, row.height, row.width, 4)
-        np.testing.assert_array_equal(narrowed.rows, draw.arrays["operations"])
+        np.testing.assert_array_equal(narrowed.parameters, draw.arrays["operations"])
     assert len({each.changes.crop for each in planned}) > 8
     words = [format_changes(each.changes) for each in planned]
     assert any("flip" in each for each in words) and not all("flip" in each for each in words)

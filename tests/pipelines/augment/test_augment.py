@@ -26,13 +26,13 @@ from pipelines.augment.rand_augment import OPERATION_FACTORIES, DrawnOperation, 
 from pipelines.augment.roi import (
     ARGUMENT,
     CUT_MATRIX,
+    PARAMETER_COUNT,
     REGION,
-    ROW,
     SHIFT_MARGIN,
     TAPS,
     Box,
     input_box,
-    operation_row,
+    operation_parameters,
 )
 from tests.pipelines.augmentation_graphs import on_full_frames, operated, run
 from tests.pipelines.augmentation_parity import Case, by_graph, compare, frame
@@ -219,8 +219,8 @@ def test_auto_contrast_truncates_every_quotient() -> None:
         each[:pairs].reshape(-1, 3, 1, 256).transpose(0, 2, 3, 1).astype(np.uint8) for each in (rows, wanted)
     )
     whole = Box(0, 0, 1, 256)
-    row = operation_row(DrawnOperation(Operation.AUTO_CONTRAST), whole, whole, 1, 256)
-    (actual,) = run(_auto_contrast, [np.ascontiguousarray(frames)], [row])
+    parameters = operation_parameters(DrawnOperation(Operation.AUTO_CONTRAST), whole, whole, 1, 256)
+    (actual,) = run(_auto_contrast, [np.ascontiguousarray(frames)], [parameters])
     np.testing.assert_array_equal(actual, wanted)
     low, span = (
         each[:pairs].reshape(-1, 1, 1, 3).astype(np.uint8)
@@ -234,7 +234,7 @@ def test_solarize_has_every_threshold() -> None:
     levels, whole = np.arange(256, dtype=np.uint8), Box(0, 0, 1, 256)
     clip = np.repeat(levels, 3).reshape(1, 1, 256, 3)
     offsets = [
-        operation_row(DrawnOperation(Operation.SOLARIZE, (level,)), whole, whole, 1, 256)[ARGUMENT]
+        operation_parameters(DrawnOperation(Operation.SOLARIZE, (level,)), whole, whole, 1, 256)[ARGUMENT]
         for level in range(256)
     ]
     results = run(_solarize, [clip] * 256, [np.array(each) for each in offsets])
@@ -242,11 +242,11 @@ def test_solarize_has_every_threshold() -> None:
         np.testing.assert_array_equal(result[0, 0, :, 0], np.where(levels >= level, 255 - levels, levels))
 
 
-def region_row(top: int, left: int, height: int, width: int) -> np.ndarray:
-    row = np.zeros(ROW, np.float32)
-    row[REGION] = top, left, height, width
-    row[CUT_MATRIX] = 1, 0, left, 0, 1, top, 0, 0, 1
-    return row
+def region_parameters(top: int, left: int, height: int, width: int) -> np.ndarray:
+    parameters = np.zeros(PARAMETER_COUNT, np.float32)
+    parameters[REGION] = top, left, height, width
+    parameters[CUT_MATRIX] = 1, 0, left, 0, 1, top, 0, 0, 1
+    return parameters
 
 
 def test_a_region_is_cut_to_the_pixel(device: torch.device) -> None:
@@ -254,7 +254,7 @@ def test_a_region_is_cut_to_the_pixel(device: torch.device) -> None:
     frame = np.random.default_rng(0).integers(0, 256, (2, 40, 3000, 3), np.uint8)
     padded = np.pad(frame, [(0, 0), (60, 60), (500, 500), (0, 0)], constant_values=128)
     regions = [(0, 0, 40, 3000), (3, 2900, 20, 100), (-7, -400, 30, 500), (20, 2990, 33, 450), (45, 10, 9, 9)]
-    results = run(_cut, [frame] * 5, [region_row(*each) for each in regions], device=device)
+    results = run(_cut, [frame] * 5, [region_parameters(*each) for each in regions], device=device)
     for result, (top, left, height, width) in zip(results, regions, strict=True):
         wanted = padded[:, 60 + top : 60 + top + height, 500 + left : 500 + left + width]
         np.testing.assert_array_equal(result, wanted)
@@ -265,15 +265,15 @@ def test_the_square_kernel_of_a_shift_is_that_of_one_axis(operation: Operation) 
     across = operation == Operation.TRANSLATE_X
     drawn, target = DrawnOperation(operation, (17.3,)), Box(0, 0, HEIGHT, WIDTH)
     source = input_box(drawn, target, HEIGHT, WIDTH)
-    row = operation_row(drawn, source, target, HEIGHT, WIDTH)
-    kernel = row[-TAPS * TAPS :].reshape(TAPS, TAPS)
+    parameters = operation_parameters(drawn, source, target, HEIGHT, WIDTH)
+    kernel = parameters[-TAPS * TAPS :].reshape(TAPS, TAPS)
     line = kernel[SHIFT_MARGIN][None] if across else kernel[:, SHIFT_MARGIN][:, None]
     line = np.ascontiguousarray(line)
     window = np.ascontiguousarray(FRAME[None, source.top : source.bottom, source.left : source.right])
 
-    def by_line(frames: Any, row: Any, line: Any) -> Any:
-        return _cut(fn.filter(frames, line, border="clamp"), row)
+    def by_line(frames: Any, parameters: Any, line: Any) -> Any:
+        return _cut(fn.filter(frames, line, border="clamp"), parameters)
 
-    (wanted,) = run(by_line, [window], [row], [line])
-    (actual,) = run(_translate, [window], [row])
+    (wanted,) = run(by_line, [window], [parameters], [line])
+    (actual,) = run(_translate, [window], [parameters])
     np.testing.assert_array_equal(actual, wanted)

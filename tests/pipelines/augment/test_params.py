@@ -6,7 +6,7 @@ from torchvision.transforms import ColorJitter, RandomResizedCrop
 
 from pipelines.augment.params import TrainClipSpec, draw_clip_params, draw_transforms, inception_crop
 from pipelines.augment.rand_augment import Operation
-from pipelines.augment.roi import ROW, Box
+from pipelines.augment.roi import PARAMETER_COUNT, Box
 
 CLIP = TrainClipSpec(8, 64, color_jitter=0.4, rand_augment="rand-m7-n4-mstd0.5-inc1")
 HEIGHT, WIDTH = 96, 128
@@ -32,8 +32,8 @@ def test_a_draw_is_a_function_of_its_key() -> None:
     [
         (0.0, None, [(9,)]),
         (0.4, None, [(9,), (3,), (3,)]),
-        (0.0, "rand-m7-n2-inc1", [(9,), (2, ROW)]),
-        (0.4, "rand-m7-n2-inc1", [(9,), (2, ROW), (3,), (3,)]),
+        (0.0, "rand-m7-n2-inc1", [(9,), (2, PARAMETER_COUNT)]),
+        (0.4, "rand-m7-n2-inc1", [(9,), (2, PARAMETER_COUNT), (3,), (3,)]),
     ],
 )
 def test_array_count_is_the_number_of_arrays(jitter: float, policy: str | None, shapes: list[tuple]) -> None:
