@@ -125,7 +125,7 @@ def crop_views(
 
 
 def _apply(frames: Any, parameters: Any) -> Any:
-    """One operation, selected by its code in a binary tree: a batch is split at most five times.
+    """One operation, selected by its code in a binary tree, where it passes at most six conditions.
 
     A node costs time for each batch, and each `if` splits all that its branches use: hence one array.
     """
@@ -198,7 +198,7 @@ def _cut(frames: Any, parameters: Any) -> Any:
             out_of_bounds_policy="pad",
             fill_values=FILL,
         )
-    # On a CPU, OpenCV moves whole pixels two to three times as fast as `slice`.
+    # On a CPU, OpenCV moves whole pixels about twice as fast as `slice`.
     return _warped(frames, parameters[CUT_MATRIX], parameters, types.INTERP_NN)
 
 

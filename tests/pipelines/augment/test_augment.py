@@ -28,6 +28,7 @@ from pipelines.augment.roi import (
     CUT_MATRIX,
     PARAMETER_COUNT,
     REGION,
+    SHIFT_KERNEL,
     SHIFT_MARGIN,
     TAPS,
     Box,
@@ -208,36 +209,38 @@ def test_contrast_by_arithmetic_is_the_same() -> None:
     assert np.abs(actual[0].astype(int) - wanted).max() <= 1
 
 
-def test_auto_contrast_truncates_every_quotient() -> None:
-    """All spans, with all levels between; one pair of darkest and brightest level in each channel."""
-    low, high = (each[::4] for each in np.triu_indices(256))
-    rows = np.clip(np.arange(256), low[:, None], high[:, None])
+def test_auto_contrast_truncates_every_quotient(device: torch.device) -> None:
+    """All spans, each from three darkest levels on, with all levels between; one pair in each channel."""
+    spans = np.arange(256)
+    low = np.concatenate([0 * spans, (255 - spans) // 2, 255 - spans])
+    high = low + np.tile(spans, 3)
+    assert set(high - low) == set(range(256))
+    levels = np.clip(np.arange(256), low[:, None], high[:, None])
     span = np.maximum(high - low, 1)[:, None]
-    wanted = np.where((high == low)[:, None], rows, (rows - low[:, None]) * 255 // span)
-    pairs = len(low) // 3 * 3
+    wanted = np.where((high == low)[:, None], levels, (levels - low[:, None]) * 255 // span)
     frames, wanted = (
-        each[:pairs].reshape(-1, 3, 1, 256).transpose(0, 2, 3, 1).astype(np.uint8) for each in (rows, wanted)
+        each.reshape(-1, 3, 1, 256).transpose(0, 2, 3, 1).astype(np.uint8) for each in (levels, wanted)
     )
     whole = Box(0, 0, 1, 256)
     parameters = operation_parameters(DrawnOperation(Operation.AUTO_CONTRAST), whole, whole, 1, 256)
-    (actual,) = run(_auto_contrast, [np.ascontiguousarray(frames)], [parameters])
+    (actual,) = run(_auto_contrast, [np.ascontiguousarray(frames)], [parameters], device=device)
     np.testing.assert_array_equal(actual, wanted)
     low, span = (
-        each[:pairs].reshape(-1, 1, 1, 3).astype(np.uint8)
+        each.reshape(-1, 1, 1, 3).astype(np.uint8)
         for each in (np.where(high == low, 0, low), np.where(high == low, 255, high - low))
     )
     (for_gpu,) = run(_stretched_by_arithmetic, [np.ascontiguousarray(frames)], [low], [span])
     np.testing.assert_array_equal(for_gpu, wanted)
 
 
-def test_solarize_has_every_threshold() -> None:
+def test_solarize_has_every_threshold(device: torch.device) -> None:
     levels, whole = np.arange(256, dtype=np.uint8), Box(0, 0, 1, 256)
     clip = np.repeat(levels, 3).reshape(1, 1, 256, 3)
     offsets = [
         operation_parameters(DrawnOperation(Operation.SOLARIZE, (level,)), whole, whole, 1, 256)[ARGUMENT]
         for level in range(256)
     ]
-    results = run(_solarize, [clip] * 256, [np.array(each) for each in offsets])
+    results = run(_solarize, [clip] * 256, [np.array(each) for each in offsets], device=device)
     for level, result in enumerate(results):
         np.testing.assert_array_equal(result[0, 0, :, 0], np.where(levels >= level, 255 - levels, levels))
 
@@ -261,19 +264,20 @@ def test_a_region_is_cut_to_the_pixel(device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("operation", [Operation.TRANSLATE_X, Operation.TRANSLATE_Y])
-def test_the_square_kernel_of_a_shift_is_that_of_one_axis(operation: Operation) -> None:
+def test_the_square_kernel_of_a_shift_is_that_of_one_axis(operation: Operation, device: torch.device) -> None:
     across = operation == Operation.TRANSLATE_X
     drawn, target = DrawnOperation(operation, (17.3,)), Box(0, 0, HEIGHT, WIDTH)
     source = input_box(drawn, target, HEIGHT, WIDTH)
     parameters = operation_parameters(drawn, source, target, HEIGHT, WIDTH)
-    kernel = parameters[-TAPS * TAPS :].reshape(TAPS, TAPS)
+    kernel = parameters[SHIFT_KERNEL].reshape(TAPS, TAPS)
     line = kernel[SHIFT_MARGIN][None] if across else kernel[:, SHIFT_MARGIN][:, None]
     line = np.ascontiguousarray(line)
     window = np.ascontiguousarray(FRAME[None, source.top : source.bottom, source.left : source.right])
 
     def by_line(frames: Any, parameters: Any, line: Any) -> Any:
+        line = line.gpu() if frames.device == "gpu" else line
         return _cut(fn.filter(frames, line, border="clamp"), parameters)
 
-    (wanted,) = run(by_line, [window], [parameters], [line])
-    (actual,) = run(_translate, [window], [parameters])
+    (wanted,) = run(by_line, [window], [parameters], [line], device=device)
+    (actual,) = run(_translate, [window], [parameters], device=device)
     np.testing.assert_array_equal(actual, wanted)
