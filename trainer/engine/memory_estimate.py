@@ -141,8 +141,12 @@ class MemoryModel:
         clips += (SUSPECT_BATCHES + (self.kind == "cpu")) * self._batch_bytes(micro_batch)
         buffers = self._buffers(zero_stage)
         lasting = buffers if zero_stage == 3 else 0  # other stages free them after each backward
-        # The gradients flattened, for the all-reduce or the update; several kernels take two more copies.
-        update = 4 * trained // parts + (0 if self.fused or zero_stage == 0 else 8 * trained // parts)
+        # The gradients flattened, for the all-reduce or the update; several kernels take two more copies,
+        # when ZeRO 1 and 2 have freed the gradients that were flattened.
+        update = 4 * trained // parts
+        if not self.fused and zero_stage >= 1:
+            freed = gradients if zero_stage <= 2 and not bf16 else 0
+            update = max(update, 12 * trained // parts - freed)
         if bf16 and zero_stage <= 1:
             update = max(update, 6 * min(trained, REDUCE_BUCKET))
         ema = 4 * trained // parts if self.ema else 0
