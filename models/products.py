@@ -48,8 +48,12 @@ def fastest_library(cpuinfo: Path = Path("/proc/cpuinfo")) -> Library:
         return Library.PYTORCH
     if level == "AVX2":
         return Library.OPENBLAS if numpy_has_openblas() else Library.PYTORCH
-    has_operator = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    return Library.ONEDNN if has_operator else Library.PYTORCH
+    return Library.ONEDNN if pytorch_has_onednn() else Library.PYTORCH
+
+
+def pytorch_has_onednn() -> bool:
+    """Whether PyTorch is built with oneDNN and offers its product."""
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def numpy_has_openblas() -> bool:

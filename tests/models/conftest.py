@@ -4,9 +4,7 @@ import pytest
 import torch
 
 from models import create_model, products
-from models.products import Library
-
-HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+from models.products import Library, pytorch_has_onednn
 
 
 @pytest.fixture(autouse=True)
@@ -18,7 +16,7 @@ def _same_numbers_every_time():
     params=[
         Library.PYTORCH,
         pytest.param(
-            Library.ONEDNN, marks=pytest.mark.skipif(not HAS_ONEDNN, reason="PyTorch has no oneDNN")
+            Library.ONEDNN, marks=pytest.mark.skipif(not pytorch_has_onednn(), reason="PyTorch has no oneDNN")
         ),
         Library.OPENBLAS,
     ],
