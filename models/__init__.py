@@ -1,5 +1,7 @@
 """UniFormerV2 (arXiv 2211.09552) in PyTorch: clips to logits."""
 
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 from models.config import FORMS, PRESETS, ModelError, UniFormerV2Config, build_config
@@ -16,6 +18,11 @@ __all__ = [
     "build_config",
     "create_model",
 ]
+
+# For NumPy's OpenBLAS, which computes products on some CPUs (`models.products`) and reads this when NumPy is
+# loaded: its threads sleep 2^4 cycles after a product. Otherwise they wait actively for 2^26.
+if "numpy" not in sys.modules:
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
 
 
 def __getattr__(name: str) -> Any:

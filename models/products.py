@@ -7,7 +7,7 @@ runs on a machine compute the same. The measurements: docs/performance.md, "the 
 
 import os
 import platform
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from enum import Enum, auto
 from functools import cache
 from pathlib import Path
@@ -33,8 +33,6 @@ class Library(Enum):
 # Multiply-accumulates. With less work oneDNN takes longer to prepare than it saves, and OpenBLAS is no faster
 # than MKL.
 _ENOUGH_WORK = {Library.PYTORCH: 0, Library.ONEDNN: 2**22, Library.OPENBLAS: 2**28}
-# Each of OpenBLAS's parts packs the whole second operand. With more than these it was not measured.
-_MOST_PARTS = 2
 
 
 def fastest_library(cpuinfo: Path = Path("/proc/cpuinfo")) -> Library:
@@ -57,14 +55,14 @@ def pytorch_has_onednn() -> bool:
 
 
 def numpy_has_openblas() -> bool:
-    """Whether NumPy's products are OpenBLAS's, with threads that can be switched off for all of a process.
+    """Whether NumPy's products are OpenBLAS's, with threads whose number can be set for all of a process.
 
-    Those of OpenMP can be for a thread only.
+    OpenMP's can be set for a thread only.
     """
     parts = np.show_config(mode="dicts").get("Build Dependencies", {})
     found = _controller().lib_controllers
-    is_switchable = bool(found) and all(blas.threading_layer == "pthreads" for blas in found)
-    return "openblas" in parts.get("blas", {}).get("name", "") and is_switchable
+    is_settable = bool(found) and all(blas.threading_layer == "pthreads" for blas in found)
+    return "openblas" in parts.get("blas", {}).get("name", "") and is_settable
 
 
 def _controller() -> ThreadpoolController:
@@ -80,7 +78,17 @@ def _is_amd(cpuinfo: Path) -> bool:
     return vendor.endswith("AuthenticAMD")
 
 
+def most_openblas_threads() -> int:
+    """With more threads of PyTorch its products are not OpenBLAS's.
+
+    Where OpenBLAS's threads do not sleep between products (see `models/__init__.py`), they take CPU time from
+    PyTorch's. More than two were not measured.
+    """
+    return 2 if os.environ.get("OPENBLAS_THREAD_TIMEOUT") == "4" else 1
+
+
 _FASTEST = fastest_library()
+_MOST_THREADS = most_openblas_threads()
 
 
 def library_of(operand: Tensor, outputs: int) -> Library:
@@ -88,23 +96,29 @@ def library_of(operand: Tensor, outputs: int) -> Library:
     is_fp32 = operand.device.type == "cpu" and operand.dtype == torch.float32
     if not is_fp32 or operand.numel() * outputs < _ENOUGH_WORK[_FASTEST]:
         return Library.PYTORCH
-    if _FASTEST is Library.OPENBLAS and torch.get_num_threads() > _MOST_PARTS:
+    if _FASTEST is Library.OPENBLAS and torch.get_num_threads() > _MOST_THREADS:
         return Library.PYTORCH
     return _FASTEST
 
 
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None, scale: float = 1.0) -> Tensor:
     """`scale * a @ b.T + bias`: R K, N K, N -> R N. Has no gradient where the library is not PyTorch's."""
-    library = library_of(a, len(b))
-    if library is Library.PYTORCH:
-        return F.linear(a, b if scale == 1.0 else b * scale, bias)
-    compute = _onednn if library is Library.ONEDNN else _openblas().product
+    compute = _routine(library_of(a, len(b)))
     if scale == 1.0:
         return compute(a, b, bias)
+    if a.device.type != "cpu" or a.dtype != torch.float32:
+        return compute(a, b * scale, bias)
     # The factor goes to the smallest of the three tensors.
     if len(a) * len(b) <= min(a.numel(), b.numel()):
         return compute(a, b, None if bias is None else bias / scale).mul_(scale)
     return compute(*((a * scale, b) if a.numel() <= b.numel() else (a, b * scale)), bias)
+
+
+def _routine(library: Library) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+    """Computes a @ b.T + bias."""
+    if library is Library.PYTORCH:
+        return F.linear
+    return _onednn if library is Library.ONEDNN else _openblas().product
 
 
 def _onednn(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:  # R K, N K, N -> R N
@@ -113,33 +127,19 @@ def _onednn(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:  # R K, N K, N
 
 
 class _OpenBLAS:
-    """NumPy's OpenBLAS in as many threads as PyTorch has.
-
-    The threads are of a pool, and sleep between products. OpenBLAS's own wait actively, which takes CPU time
-    from PyTorch's operations; they are switched off during a product.
-    """
+    """NumPy's OpenBLAS in as many threads as PyTorch has."""
 
     def __init__(self) -> None:
         self._controller = _controller()
-        self._lock = Lock()  # of the controller's setting
-        self._pool = ThreadPoolExecutor(_MOST_PARTS - 1, "OpenBLAS")
+        self._lock = Lock()  # of the number of threads
 
     def product(self, a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:  # R K, N K, N -> R N
-        threads = torch.get_num_threads()
         result = a.new_empty(len(a), len(b))
-        first, *others = zip(a.detach().chunk(threads), result.chunk(threads), strict=True)
-        b = b.detach().t()
-        with self._lock, self._controller.limit(limits=1):
-            pending = [self._pool.submit(_multiply, rows, b, out) for rows, out in others]
-            _multiply(first[0], b, first[1])
-            for part in pending:
-                part.result()
+        operands = a.detach().numpy(), b.detach().t().numpy()
+        # Infinite results are no warning, as in PyTorch.
+        with self._lock, self._controller.limit(limits=torch.get_num_threads()), np.errstate(all="ignore"):
+            np.dot(*operands, out=result.numpy())
         return result if bias is None else result.add_(bias)
-
-
-def _multiply(a: Tensor, b: Tensor, out: Tensor) -> None:  # R K, K N, R N
-    with np.errstate(all="ignore"):  # infinite results are no warning, as in PyTorch
-        np.dot(a.numpy(), b.numpy(), out=out.numpy())
 
 
 @cache
@@ -148,4 +148,4 @@ def _openblas() -> _OpenBLAS:
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_openblas.cache_clear)  # a child has none of its parent's threads
+    os.register_at_fork(after_in_child=_openblas.cache_clear)  # a lock that a thread of the parent holds

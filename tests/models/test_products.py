@@ -2,7 +2,8 @@
 
 import os
 import signal
-import threading
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -54,11 +55,11 @@ def test_the_library_is_chosen_by_vendor_and_instruction_set(fastest, tmp_path, 
         ({"blas": {"name": "scipy-openblas"}}, ["pthreads"], True),
         ({"blas": {"name": "openblas"}}, ["pthreads", "openmp"], False),  # as of conda
         ({"blas": {"name": "mkl-sdl"}}, ["pthreads"], False),  # SciPy's
-        ({"blas": {"name": "openblas"}}, [], False),  # not found, so its threads cannot be switched off
+        ({"blas": {"name": "openblas"}}, [], False),  # not found, so their number cannot be set
         ({}, ["pthreads"], False),  # built without BLAS
     ],
 )
-def test_numpys_openblas_is_used_if_its_threads_can_be_switched_off(monkeypatch, build, layers, expected):
+def test_numpys_openblas_is_used_if_its_threads_can_be_set(monkeypatch, build, layers, expected):
     monkeypatch.setattr(np, "show_config", lambda mode: {"Build Dependencies": build})
     found = [SimpleNamespace(threading_layer=layer) for layer in layers]
     monkeypatch.setattr(products, "_controller", lambda: SimpleNamespace(lib_controllers=found))
@@ -99,38 +100,54 @@ def threads():
 
 @NEEDS_OPENBLAS
 def test_openblas_has_pytorchs_number_of_threads(monkeypatch, threads):
-    used, limits = [], []
-    multiply, blas = products._multiply, products._openblas()._controller.lib_controllers
+    limits = []
+    dot, blas = np.dot, products._openblas()._controller.lib_controllers
 
-    def note(*parts):
-        used.append(threading.current_thread())
+    def note(*operands, out):
         limits.extend(library.num_threads for library in blas)
-        # Two parts at once, or the pool's thread would do for both.
-        barrier.wait(10)
-        multiply(*parts)
+        dot(*operands, out=out)
 
-    monkeypatch.setattr(products, "_multiply", note)
+    monkeypatch.setattr(np, "dot", note)
+    monkeypatch.setattr(products, "_MOST_THREADS", 2)
     monkeypatch.setattr(products, "_FASTEST", Library.OPENBLAS)
     monkeypatch.setitem(products._ENOUGH_WORK, Library.OPENBLAS, 0)
     a, before = torch.randn(7, 8), [library.num_threads for library in blas]
     for count in (1, 2):
         threads(count)
-        barrier = threading.Barrier(count)
-        used.clear()
+        limits.clear()
         torch.testing.assert_close(product(a, a), a @ a.t())
-        assert len(set(used)) == count and threading.current_thread() in used
-    assert set(limits) == {1}
-    assert [library.num_threads for library in blas] == before
+        assert set(limits) == {count}
+        assert [library.num_threads for library in blas] == before
     threads(3)
-    used.clear()
+    limits.clear()
     product(a, a)
-    assert not used, "more parts than were measured"
+    assert not limits, "more threads than were measured"
+
+
+@pytest.mark.parametrize(
+    ("loaded", "given", "expected", "threads"),
+    [("models", None, "4", 2), ("numpy", None, "", 1), ("models", "26", "26", 1)],
+)
+def test_openblas_has_two_threads_only_if_they_sleep_between_products(
+    monkeypatch, loaded, given, expected, threads
+):
+    """Whether they do is settled when NumPy is loaded."""
+    variable = "OPENBLAS_THREAD_TIMEOUT"
+    monkeypatch.delenv(variable, raising=False)
+    if given is not None:
+        monkeypatch.setenv(variable, given)
+    code = f"import {loaded}, models, os; print(os.getenv({variable!r}, ''))"
+    shown = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=True)
+    assert shown.stdout.strip() == expected
+    monkeypatch.setenv(variable, expected)
+    assert products.most_openblas_threads() == threads
 
 
 @NEEDS_OPENBLAS
 def test_a_forked_child_computes_products(monkeypatch, threads):
     monkeypatch.setattr(products, "_FASTEST", Library.OPENBLAS)
     monkeypatch.setitem(products._ENOUGH_WORK, Library.OPENBLAS, 0)
+    monkeypatch.setattr(products, "_MOST_THREADS", 2)
     threads(2)
     a = torch.randn(4, 8)
     expected = product(a, a)
