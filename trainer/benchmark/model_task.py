@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from benchmarks.plain import PlainUniFormerV2, load_weights
 from models import UniFormerV2, UniFormerV2Config
 from trainer.benchmark.timing import OtherPrograms, mapped_tensors, measure_costs, peak_bytes
+from trainer.engine.optimizer import SkippableAdamW
 
 THIS, PLAIN, PLAIN_FROZEN = "this model", "plain", "plain, no gradient of the backbone"
 COMPILED = "this model, compiled"
@@ -40,9 +41,7 @@ def measure_model(
         model = build(implementation, UniFormerV2Config(**config), place, precision)
         clips = torch.randn(batch, 3, config["frames"], side, side, generator=generator).to(place, kind)
         labels = torch.arange(batch, device=place) % config["num_classes"]
-        # As the trainer does for this model; torch's default for the other.
-        fused = place.type == "cuda" and implementation in (THIS, COMPILED)
-        optimiser = torch.optim.AdamW(_trained(model), lr=1e-6, fused=fused or None)
+        optimiser = _create_optimiser(model, of_trainer=implementation in (THIS, COMPILED))
 
         def forward() -> Tensor:
             model.eval()
@@ -92,6 +91,15 @@ def build(implementation: str, config: UniFormerV2Config, device: torch.device, 
     if implementation == COMPILED:
         model.forward = torch.compile(model.forward, fullgraph=True)
     return model
+
+
+def _create_optimiser(model: nn.Module, *, of_trainer: bool) -> torch.optim.AdamW:
+    """The trainer's, or else torch's by default."""
+    trained = _trained(model)
+    if not of_trainer:
+        return torch.optim.AdamW(trained, lr=1e-6)
+    is_finite = torch.ones((), dtype=torch.bool, device=trained[0].device)
+    return SkippableAdamW(trained, lambda: is_finite, lr=1e-6, fused=is_finite.is_cuda)
 
 
 def _trained(model: nn.Module) -> list[nn.Parameter]:

@@ -7,6 +7,9 @@ import torch
 from torch import Tensor, nn
 
 _BESIDE = -1
+# Elements that a CPU updates at a time. AdamW is nine operations, each over all elements; the weights, the
+# gradient and the moments of so many stay in its caches between them (docs/performance.md, "the update").
+_PIECE = 2**18
 _EMBEDDINGS = ("patch_embedding", "class_token", "position_embedding", "ln_pre")
 
 
@@ -15,6 +18,8 @@ class SkippableAdamW(torch.optim.AdamW):
 
     Fused, the kernel itself reads whether it is, so that the host never waits for the device; the step counts
     do not advance either. Otherwise the host reads it: no other AdamW of torch can be skipped on the device.
+
+    A CPU updates large tensors in pieces, which changes no bit of the result and takes less memory.
     """
 
     def __init__(self, params: Any, is_finite: Callable[[], Tensor], **options: Any) -> None:
@@ -34,6 +39,36 @@ class SkippableAdamW(torch.optim.AdamW):
         elif not finite:
             return None
         return super().step(closure)
+
+    def _init_group(self, group: dict[str, Any], params: list[Tensor], *lists: list[Tensor]) -> bool:
+        """Fills the lists of what torch updates: weights, gradients, moments and counts of steps."""
+        has_complex: bool = super()._init_group(group, params, *lists)
+        if not self.defaults["fused"] and params and params[0].device.type == "cpu":
+            _split(params, *lists)
+        return has_complex
+
+
+def _split(
+    weights: list[Tensor],
+    gradients: list[Tensor],
+    means: list[Tensor],
+    squares: list[Tensor],
+    _: list[Tensor],  # AMSGrad's
+    steps: list[Tensor],
+) -> None:
+    """Puts pieces of large tensors in the place of the tensors, each with a count of steps to advance."""
+    whole = list(zip(weights, gradients, means, squares, steps, strict=True))
+    for filled in (weights, gradients, means, squares, steps):
+        filled.clear()
+    for *tensors, step in whole:
+        tensors = [tensor.detach() for tensor in tensors]
+        if all(tensor.is_contiguous() for tensor in tensors):
+            pieces = list(zip(*(tensor.view(-1).split(_PIECE) for tensor in tensors), strict=True))
+        else:
+            pieces = [tuple(tensors)]
+        for place, piece in zip((weights, gradients, means, squares), zip(*pieces, strict=True), strict=True):
+            place.extend(piece)
+        steps.extend([step, *(step.clone() for _ in pieces[1:])])
 
 
 def parameter_groups(

@@ -5,9 +5,11 @@ from itertools import product
 
 import pytest
 import torch
+from torch import nn
 
 from tests.trainer.checkpoint.training import copied, differences, make_engine, model_weights, train
 from tests.trainer.ranks import Ranks
+from trainer.engine import optimizer
 from trainer.engine.optimizer import SkippableAdamW
 
 
@@ -32,6 +34,37 @@ def test_the_optimiser_skips_nonfinite_steps(fused: bool) -> None:
     optimiser.step()
     assert not torch.equal(weight.detach(), torch.ones(3))
     assert float(optimiser.state[weight]["step"]) == 1
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.05])
+def test_a_cpu_updates_large_tensors_in_pieces_with_the_same_bits(
+    monkeypatch: pytest.MonkeyPatch, weight_decay: float
+) -> None:
+    monkeypatch.setattr(optimizer, "_PIECE", 512)
+    settings = {"lr": 0.1, "weight_decay": weight_decay}
+    whole = [torch.randn(30, 70), torch.randn(7), torch.randn(40, 70).t()]  # the last is not contiguous
+    expected, found = ([nn.Parameter(tensor.clone()) for tensor in whole] for _ in range(2))
+    torchs = torch.optim.AdamW(expected, **settings)  # type: ignore[arg-type]
+    ours = SkippableAdamW(found, lambda: torch.tensor(True), **settings)
+    sizes: list[int] = []
+    sqrt = torch.Tensor.sqrt
+
+    def note(squares: torch.Tensor) -> torch.Tensor:
+        sizes.append(squares.numel())
+        return sqrt(squares)
+
+    for _ in range(3):
+        for one, other in zip(expected, found, strict=True):
+            one.grad = other.grad = torch.randn_like(one)
+        torchs.step()
+        with monkeypatch.context() as watched:
+            watched.setattr(torch.Tensor, "sqrt", note)
+            ours.step()
+    assert sizes == 3 * [*4 * [512], 52, 7, 2800]
+    for one, other in zip(expected, found, strict=True):
+        assert torch.equal(one, other)
+        for name, tensor in torchs.state[one].items():
+            assert torch.equal(tensor, ours.state[other][name]), name
 
 
 def bad_step(
