@@ -141,18 +141,20 @@ class MemoryModel:
         clips += (SUSPECT_BATCHES + (self.kind == "cpu")) * self._batch_bytes(micro_batch)
         buffers = self._buffers(zero_stage)
         lasting = buffers if zero_stage == 3 else 0  # other stages free them after each backward
-        # The gradients flattened, for the all-reduce or the update; several kernels take two more copies,
-        # when ZeRO 1 and 2 have freed the gradients that were flattened.
+        # The gradients flattened, for the all-reduce or the update. On a GPU several kernels take two more
+        # copies, when ZeRO 1 and 2 have freed the gradients that were flattened; on a CPU copies of a piece.
         update = 4 * trained // parts
-        if not self.fused and zero_stage >= 1:
+        if not self.fused and zero_stage >= 1 and self.kind == "cuda":
             freed = gradients if zero_stage <= 2 and not bf16 else 0
             update = max(update, 12 * trained // parts - freed)
         if bf16 and zero_stage <= 1:
             update = max(update, 6 * min(trained, REDUCE_BUCKET))
+        # At the end of the backward ZeRO 3 holds the gradients of a bucket twice, the second time flattened.
+        flattened = 2 * (2 if bf16 else 4) * min(trained, REDUCE_BUCKET) if zero_stage == 3 else 0
         ema = 4 * trained // parts if self.ema else 0
         working = max(
             buffers + self._activations(micro_batch, recomputed_blocks),
-            lasting + update,
+            lasting + max(update, flattened),
             lasting + ema + self._inference(min(self.views, self._views_at_once)),
         )
         counted = weights + gradients + optimiser + ema + clips + working
