@@ -1,8 +1,8 @@
 # make quickstart   set up, render the embedded data set, train, evaluate
 # make test         set up, lint, check types, run the tests in three processes
-# make soak         all slow checks; make soak SHARD=1/5 runs the first of five parts of them
+# make soak         all slow checks; make soak SHARD=1/10 runs the first of ten parts of them
 # make test-gpu     set up, run on the first GPU the tests that compute on a device
-# make test-python  run the fast tests on another Python: make test-python PYTHON=python3.12
+# make test-python  run the fast tests on another Python: make test-python PYTHON=python3.12; half of them: SHARD=1/2
 # make test-torch   run the fast tests with another PyTorch, 2.11.0 or: make test-torch TORCH=2.12.0
 # make fuzz         set up, read damaged inputs for five minutes; make fuzz MINUTES=20 SEED=3
 # make wheel        set up, build a wheel into dist/
@@ -50,7 +50,7 @@ test: install
 	$(TEST_ENVIRONMENT) $(BIN)/pytest $(FAST_TESTS)
 
 fast-tests: install
-	$(TEST_ENVIRONMENT) $(BIN)/pytest $(FAST_TESTS)
+	$(TEST_ENVIRONMENT) $(BIN)/pytest $(FAST_TESTS) $(if $(SHARD),--shard $(SHARD) --whole-files)
 
 test-python:
 	$(MAKE) fast-tests VENV=.venv-$(notdir $(PYTHON))

@@ -27,6 +27,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--shard", metavar="NUMBER/TOTAL", help="run one part of the selected tests, such as 1/3"
     )
     parser.addoption(
+        "--whole-files", action="store_true", help="with --shard: keep the tests of a file together"
+    )
+    parser.addoption(
         "--device",
         choices=("cpu", "cuda"),
         default="cpu",
@@ -121,7 +124,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         number, total = parse_shard(shard)
     except ValueError as error:
         raise pytest.UsageError(str(error)) from None
-    shards = assign_shards([item.nodeid for item in items], total)
+    shards = assign_shards([item.nodeid for item in items], total, config.getoption("--whole-files"))
     config.hook.pytest_deselected(
         items=[item for item, its in zip(items, shards, strict=True) if its != number]
     )

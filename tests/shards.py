@@ -1,4 +1,4 @@
-"""Parts of the slow tests: `pytest -m soak --shard 2/3` runs the second of three."""
+"""Parts of the tests: `pytest -m soak --shard 2/3` runs the second of three parts of the slow ones."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -13,20 +13,21 @@ def parse_shard(text: str) -> tuple[int, int]:
     return int(number), int(total)
 
 
-def assign_shards(test_ids: Sequence[str], total: int) -> list[int]:
+def assign_shards(test_ids: Sequence[str], total: int, whole_files: bool = False) -> list[int]:
     """The shard, from 1 to `total`, of each test.
 
     Each file is cut into `total` runs of consecutive tests, so that the shards take about the same time and
     tests with common fixtures mostly stay together. The first shard of a file depends on its name, so that
     files with one test are distributed too.
 
-    test_ids: pytest's names, those of a file in the order in which they run.
+    test_ids: pytest's names, those of a file in the order in which they run. whole_files: keep the tests of a
+    file together, for many files of short tests with common fixtures.
     """
     files = [test_id.partition("::")[0] for test_id in test_ids]
     sizes, seen = Counter(files), Counter[str]()
     shards = []
     for file in files:
-        part = seen[file] * total // sizes[file]
+        part = 0 if whole_files else seen[file] * total // sizes[file]
         shards.append((crc32(file.encode()) + part) % total + 1)
         seen[file] += 1
     return shards

@@ -92,6 +92,18 @@ def test_a_large_file_is_spread_over_all_shards_in_runs() -> None:
     # Another file does not change the shards of this one.
     assert assign_shards(["tests/test_a.py::test_it", *test_ids], 3)[1:] == shards[:10]
     assert assign_shards(test_ids, 1) == [1] * 10
+    assert len(set(assign_shards(test_ids, 3, whole_files=True))) == 1
+
+
+def test_shards_of_whole_files_have_about_as_many_tests(pytestconfig: pytest.Config) -> None:
+    folder = str(pytestconfig.rootpath / "tests" / "pipelines")
+    halves = [
+        collected(pytestconfig, folder, "--shard", f"{number}/2", "--whole-files", "-m", "not soak")
+        for number in (1, 2)
+    ]
+    first, second = ({test_id.partition("::")[0] for test_id in half} for half in halves)
+    assert not first & second
+    assert min(map(len, halves)) > max(map(len, halves)) / 2
 
 
 @pytest.mark.parametrize("text", ["", "1", "0/3", "4/3", "-1/3", "1/0", "a/b", "1/3/3", "1.0/3"])
