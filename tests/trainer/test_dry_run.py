@@ -229,6 +229,8 @@ def test_a_checkpoint_of_another_training_and_unknown_names_are_refused(
     reasons = refusal(check_output(*ON_CPU))
     assert "step-0000003 is of another training" in reasons and "seed: 1 then, 0 now" in reasons
     assert "--allow-change 'sed'" in refusal(check_output(*ON_CPU, allowed=["sed"]))
+    for resume in ("never-there", tmp_path / "run"):
+        assert refusal(check_output(*ON_CPU, resume=str(resume))).count(str(resume)) == 1
 
 
 def test_an_assumed_number_of_batch_norm_clips_is_noted(check_output, videos, tmp_path: Path) -> None:

@@ -116,9 +116,10 @@ def check_checkpoint(
     assumed: settings that depend on ranks or memory, which `--check` only assumes. A difference in these
     gives a note instead of an error.
 
-    Returns the notes. Raises RunError where other settings differ. Reads the checkpoint's metadata, no
-    tensors.
+    Returns the notes. Raises RunError where other settings differ, and as `check_resume`. Reads the
+    checkpoint's metadata, no tensors.
     """
+    check_resume(folder, resume)
     resumed = _read_resumed(folder, resume)
     if resumed is None:
         check_allowed_names(allowed, settings)
