@@ -8,12 +8,15 @@ from typing import TypeVar
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from trainer.config.schema import Recipe
 from trainer.config.section import Section
 from trainer.config.text_file import read_text
 from trainer.config.yaml import MAX_TEXT, YamlDocument, format_path, format_text, parse_yaml
 from trainer.errors import RecipeError
 
 T = TypeVar("T", bound=Section)
+
+_OF_RECIPES = {"base", *Recipe.model_fields} - {"name"}
 
 
 def read_section_file(file: Path, described: type[T], kind: str) -> T:
@@ -33,6 +36,12 @@ def read_section_file(file: Path, described: type[T], kind: str) -> T:
         fields = ", ".join(f"`{field}`" for field in described.model_fields)
         empty = "it is empty; " if document.value is None else ""
         raise RecipeError(f"{name}: {empty}{kind} is a mapping of {fields}")
+    given = document.value.keys()
+    if given & _OF_RECIPES and not given & described.model_fields.keys() - {"name"}:
+        raise RecipeError(
+            f"{name}: this is a recipe and not {kind}; name {kind}, or train this with uniformerv2 train "
+            f"--recipe {name}"
+        )
     try:
         return described.model_validate_json(json.dumps(document.value), strict=True)
     except ValidationError as error:

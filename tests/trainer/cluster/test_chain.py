@@ -67,6 +67,11 @@ def test_overrides_of_the_chain_come_before_those_of_a_stage(tmp_path: Path) -> 
         (TWO.replace("    set", "    sets", 1), "two.yaml:4: stages.0.sets"),
         ("name: one\nstages: []\n", "two.yaml:2: stages"),
         ("- a\n", "a chain is a mapping"),
+        (
+            "base: quickstart\nseed: 1\n",
+            r"\A.*two.yaml: this is a recipe and not a chain; name a chain, or [^\n]*\Z",
+        ),
+        ("seed: 1\nstages: []\n", "two.yaml:2: stages: .*\n.*seed: no such field"),
     ],
 )
 def test_a_mistake_is_named_with_its_stage_or_line(tmp_path: Path, text: str, message: str) -> None:
