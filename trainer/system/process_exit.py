@@ -76,12 +76,21 @@ def exit_with(main: Callable[[], int], interrupted: str) -> NoReturn:
 
 
 def _unusable_path(error: Exception) -> str | None:
-    """The path and the reason, if the error is that of a path."""
+    """The message, if the error is that of a path."""
     if not isinstance(error, OSError) or error.errno not in _OF_A_PATH:
         return None
-    if not isinstance(error.filename, (str, bytes)):
-        return None
-    return f"{printable(os.fsdecode(error.filename))}: {error.strerror}"
+    return format_os_error(error) if isinstance(error.filename, (str, bytes)) else None
+
+
+def format_os_error(error: OSError) -> str:
+    """The message of an error, without secrets: the path, or both of a rename, what is wrong, what to do."""
+    paths = [name for name in (error.filename, error.filename2) if isinstance(name, (str, bytes))]
+    text = str(error.strerror or error)
+    if paths:
+        text = f"{' -> '.join(printable(os.fsdecode(path)) for path in paths)}: {text}"
+    if paths and error.errno in {*_OF_A_PATH, errno.ENOENT}:
+        text += "; check the path and the permissions"
+    return redacted(text)
 
 
 def _is_rank() -> bool:

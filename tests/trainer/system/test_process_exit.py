@@ -54,9 +54,19 @@ def test_the_code_and_the_words_are_the_same_with_and_without_a_group(
         (
             OSError(errno.ENAMETOOLONG, "File name too long", "\x1bx"),
             2,
-            "error: \\x1bx: File name too long\n",
+            "error: \\x1bx: File name too long; check the path and the permissions\n",
         ),
-        (PermissionError(errno.EACCES, "Permission denied", b"a"), 2, "error: a: Permission denied\n"),
+        (PermissionError(errno.EACCES, "Permission denied", b"a"), 2, "error: a: Permission denied; "),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "a", None, b"b"),
+            2,
+            "error: a -> b: Permission denied; check the path",
+        ),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "s3://me:word@host/a"),
+            2,
+            "error: s3://host/a: Permission denied; ",
+        ),
         (PermissionError(errno.EACCES, "Permission denied"), 1, "Traceback"),  # not of a path
         (FileNotFoundError(errno.ENOENT, "No such file", "a"), 1, "Traceback"),
         (PermissionError(errno.EACCES, "Permission denied", 3), 1, "Traceback"),  # a file descriptor
