@@ -22,7 +22,7 @@ from trainer.cluster.submit import format_submission, plan_submission, preview, 
 from trainer.command import command_parser, prints_errors
 from trainer.errors import RunError
 from trainer.paper.ablation import MAX_SEEDS, Ablation, load_ablation
-from trainer.system.process_exit import exit_with
+from trainer.system.process_exit import exit_with, format_os_error
 from trainer.system.terminal import PipeConsole
 from trainer.tracking.comparison.render import print_report
 from trainer.tracking.sweep_run import create_sweep_run
@@ -87,7 +87,7 @@ def main() -> int:
     try:
         code = 0 if args.table else run(ablation, args, home)
     except OSError as error:
-        raise RunError(str(error)) from error
+        raise RunError(format_os_error(error)) from error
     if not args.slurm:
         from trainer.paper.results import save_results
 

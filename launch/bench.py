@@ -23,7 +23,7 @@ from trainer.benchmark.arguments import check_output
 from trainer.benchmark.report import BenchmarkReport, written_at
 from trainer.command import command_parser, prints_errors
 from trainer.errors import RunError
-from trainer.system.process_exit import exit_on_sigterm, exit_with
+from trainer.system.process_exit import exit_on_sigterm, exit_with, format_os_error
 
 JOBS = {
     "pipeline": loader_rate,
@@ -72,7 +72,7 @@ def measure(args: argparse.Namespace) -> None:
         try:
             deliver(report, args)
         except OSError as error:  # the first error is the one to show
-            print(f"the results until the error are not written: {error}", file=sys.stderr)
+            print(f"the results until the error are not written: {format_os_error(error)}", file=sys.stderr)
         raise
     deliver(report, args)
 
@@ -91,7 +91,7 @@ def main() -> int:
     try:
         run(parse())
     except OSError as error:
-        raise RunError(str(error)) from error
+        raise RunError(format_os_error(error)) from error
     return 0
 
 

@@ -22,7 +22,7 @@ from trainer.cluster.submit_chain import preview_chain, submit_chain
 from trainer.command import command_parser, prints_errors
 from trainer.errors import RunError
 from trainer.system.child_process import run_child
-from trainer.system.process_exit import exit_with
+from trainer.system.process_exit import exit_with, format_os_error
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -92,7 +92,7 @@ def main() -> int:
     try:
         return submit_stages(stages, args) if args.slurm else train(stages)
     except OSError as error:
-        raise RunError(str(error)) from error
+        raise RunError(format_os_error(error)) from error
 
 
 if __name__ == "__main__":

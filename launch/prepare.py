@@ -33,7 +33,7 @@ from pipelines.worker_pool import usable_cores
 from trainer.command import CommandParser, command_parser, prints_errors
 from trainer.errors import UserError
 from trainer.monitoring.progress import show_progress
-from trainer.system.process_exit import exit_on_sigterm, exit_with
+from trainer.system.process_exit import exit_on_sigterm, exit_with, format_os_error
 
 
 def parse(command: list[str]) -> argparse.Namespace:
@@ -92,7 +92,7 @@ def main() -> int:
     try:
         return run(sys.argv[1:])
     except OSError as error:
-        raise UserError(str(error)) from error
+        raise UserError(format_os_error(error)) from error
 
 
 if __name__ == "__main__":

@@ -126,13 +126,14 @@ def test_published_annotations_and_transcoded_videos_become_manifests(motion_set
 def test_user_errors_are_one_message_and_exit_code_2(tmp_path):
     done = prepare("table", tmp_path / "none.csv", "--out", tmp_path / "m.arrow")
     assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {tmp_path}/none.csv: cannot be read")
+    assert done.stderr.startswith(f"error: {tmp_path}/none.csv: cannot be read as a table of videos: No such")
     assert done.stderr.count("\n") == 1
     occupied = tmp_path / "file"
     occupied.touch()
     done = prepare("motion", occupied / "motion")
     assert done.returncode == 2
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    wrong = f"{occupied}/motion/train.arrow: Not a directory; check the path and the permissions"
+    assert done.stderr == f"error: {wrong}\n"
 
 
 def test_rendering_can_be_interrupted(tmp_path):

@@ -73,7 +73,8 @@ def read_table(
     try:
         reader.read()
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{printable(table)}: cannot be read as a table of videos: {error}") from error
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise DataError(f"{printable(table)}: cannot be read as a table of videos: {reason}") from error
     if not reader.paths:
         raise DataError(f"{printable(table)}: has no video; write a line with path and label for each")
     names, indices = reader.labels.resolve(class_names)
