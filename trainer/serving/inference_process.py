@@ -11,6 +11,7 @@ from typing import Any
 
 from pipelines.worker_pool import STOP_SIGNALS, die_with_parent, signals_blocked
 from trainer.errors import RunError, UserError
+from trainer.system.process_exit import format_os_error
 
 Work = Callable[[Any], Any]
 """Function from a request to a response; both are pickled between the two processes."""
@@ -138,8 +139,8 @@ def _work(pipe: Connection, prepare: Callable[[], tuple[Any, Work]]) -> None:
     die_with_parent()  # also if it hangs and the server is killed
     try:
         description, work = prepare()
-    except UserError as error:
-        pipe.send((False, str(error)))
+    except (UserError, OSError) as error:
+        pipe.send((False, format_os_error(error) if isinstance(error, OSError) else str(error)))
         return
     pipe.send((True, description))
     while True:

@@ -33,6 +33,11 @@ def refused() -> tuple[str, Callable[[str], Any]]:
     raise RunError("no such model")
 
 
+def refused_by_its_path() -> tuple[str, Callable[[str], Any]]:
+    Path("x" * 300).stat()
+    raise AssertionError
+
+
 def test_a_process_that_hangs_or_crashes_is_replaced() -> None:
     process = InferenceProcess(prepared)
     assert process.start() == "ready"
@@ -132,8 +137,12 @@ def test_a_process_that_is_closed_while_it_loads_again_says_so(tmp_path: Path) -
         process.call("", 60)
 
 
-def test_a_model_that_cannot_be_loaded_is_an_error() -> None:
-    process = InferenceProcess(refused)
-    with pytest.raises(RunError, match="no such model"):
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [(refused, "no such model"), (refused_by_its_path, "x{300}: File name too long; ")],
+)
+def test_a_model_that_cannot_be_loaded_is_an_error(prepare: Callable[[], Any], message: str) -> None:
+    process = InferenceProcess(prepare)
+    with pytest.raises(RunError, match=f"^{message}"):
         process.start()
     process.close()
