@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from types import FrameType
 from typing import NoReturn
 
 from pipelines.formatting import printable
@@ -29,11 +30,16 @@ _OF_A_PATH = {
 def exit_on_sigterm(then: str) -> None:
     """On SIGTERM, exit with 143 by `sys.exit`, so that partial files are removed.
 
-    then: what the user can do next, for the message.
+    During an import the process ends at once: callbacks of the import lock, and some libraries, ignore
+    exceptions. then: what the user can do next, for the message.
     """
 
-    def end(*_: object) -> None:
-        print(f"ended by SIGTERM; {then}", file=sys.stderr)
+    def end(_: int, frame: FrameType | None) -> None:
+        print(f"ended by SIGTERM; {then}", file=sys.stderr, flush=True)
+        while frame is not None:
+            if frame.f_code.co_filename.startswith("<frozen importlib"):
+                os._exit(128 + signal.SIGTERM)
+            frame = frame.f_back
         sys.exit(128 + signal.SIGTERM)
 
     signal.signal(signal.SIGTERM, end)

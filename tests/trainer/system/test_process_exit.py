@@ -91,6 +91,23 @@ def test_a_path_that_cannot_be_used_is_no_defect(
         assert capsys.readouterr().err.removeprefix("[rank0]: ").startswith(message)
 
 
+def test_sigterm_during_an_import_ends_the_process() -> None:
+    """Python ignores exceptions in `cb`, a callback of the import lock."""
+    program = """
+import os, signal, sys
+from trainer.system.process_exit import exit_on_sigterm
+def profile(frame, event, _):
+    if event == "call" and frame.f_code.co_name == "cb":
+        sys.setprofile(None)
+        os.kill(os.getpid(), signal.SIGTERM)
+exit_on_sigterm("it was an import")
+sys.setprofile(profile)
+import wave
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stderr) == (143, "ended by SIGTERM; it was an import\n")
+
+
 @pytest.mark.parametrize("work", ["print('much to say'); return 85", "raise KeyboardInterrupt"])
 def test_a_reader_that_is_gone_changes_neither_code_nor_end(work: str) -> None:
     reader, writer = os.pipe()
