@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from models.batch_norm import normalise
 from models.config import UniFormerV2Config
@@ -97,7 +96,9 @@ class LocalUniBlock(MaskedBlock):
         if self.local_1 is not None:
             x = self._with_local(x, self.local_1, self.drop_local_1, streams)
         if self.temporal is not None:
-            x = _add_to_patches(x, self.drop_temporal(self.temporal(x[:, :, 1:]), streams))
+            class_tokens, patches = _split(x)
+            branch = self.drop_temporal(self.temporal(patches), streams)
+            x = torch.cat([class_tokens, patches + branch], dim=2)
         attended = x if self.shift is None else torch.cat([x[:, :, :1], self.shift(x[:, :, 1:])], dim=2)
         branch = self.attention(self.norm_1(attended), self._origin(self.norm_1, attended))
         x = x + self.drop_attention(branch, streams)
@@ -115,11 +116,14 @@ class LocalUniBlock(MaskedBlock):
     def _with_local(
         self, x: Tensor, local: LocalTemporalMHRA, drop: DropPath, streams: Tensor | None
     ) -> Tensor:  # B T 1+N C -> B T 1+N C
-        return _add_to_patches(x, drop(local(x[:, :, 1:], self._recomputes_inputs(x)), streams))
+        class_tokens, patches = _split(x)
+        branch = drop(local(patches, self._recomputes_inputs(x)), streams)
+        return torch.cat([class_tokens, patches + branch], dim=2)
 
     def _with_positions(self, x: Tensor, dpe: DepthwiseConv3d) -> Tensor:  # B T 1+N C -> B T 1+N C
-        patches = x[:, :, 1:].unflatten(2, (self.grid, self.grid))
-        return _add_to_patches(x, dpe(patches).flatten(2, 3))
+        class_tokens, patches = _split(x)
+        positions = dpe(patches.unflatten(2, (self.grid, self.grid))).flatten(2, 3)
+        return torch.cat([class_tokens, patches + positions], dim=2)
 
 
 def use_fp8(model: nn.Module) -> None:
@@ -142,6 +146,6 @@ def _zero_dpe(width: int) -> DepthwiseConv3d:
     return dpe
 
 
-def _add_to_patches(x: Tensor, branch: Tensor) -> Tensor:  # B T 1+N C, B T N C -> B T 1+N C
-    """Adds the branch to the patches only; the class token is unchanged."""
-    return x + F.pad(branch, (0, 0, 1, 0))
+def _split(x: Tensor) -> tuple[Tensor, ...]:  # B T 1+N C -> B T 1 C, B T N C
+    """Class tokens and patches. The gradient of a split is one copy, that of two slices a sum of two."""
+    return x.split((1, x.shape[2] - 1), dim=2)

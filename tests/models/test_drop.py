@@ -125,6 +125,16 @@ def test_in_bf16_what_is_kept_is_rounded_once():
     assert torch.equal(dropped[kept], (x[kept].double() / 0.9).bfloat16())
 
 
+@pytest.mark.parametrize("kind", [DropPath, Dropout])
+def test_in_fp32_what_is_kept_is_divided_also_in_the_backward(kind):
+    x = torch.randn(100, 8, requires_grad=True)
+    dropped = kind(0.1)(x, mask_streams(any_keys(100), 1))
+    expected = x * (dropped != 0) / 0.9
+    assert torch.equal(dropped, expected)
+    grad = torch.randn_like(x)
+    assert torch.equal(*(torch.autograd.grad(result, x, grad)[0] for result in (dropped, expected)))
+
+
 def test_whole_clips_are_dropped_by_drop_path_and_elements_by_dropout():
     x = torch.ones(100, 4, 6)
     streams = mask_streams(torch.arange(100), 1)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from models.batch_norm import frozen_running_statistics
-from models.local_block import LocalTemporalMHRA, _add_to_patches
+from models.local_block import LocalTemporalMHRA
 
 
 def pair(width=12, reduced=8):
@@ -57,7 +57,7 @@ def test_its_norm_can_be_synchronised():
 def test_the_class_token_is_unchanged(small, clips):
     block = small("temporal").blocks[0].eval()
     tokens = torch.randn(2, 4, 5, 16)
-    moved = _add_to_patches(tokens, block.local_1(tokens[:, :, 1:]))
+    moved = block._with_local(tokens, block.local_1, block.drop_local_1, None)
     assert torch.equal(moved[:, :, 0], tokens[:, :, 0])
     assert (moved[:, :, 1:] - tokens[:, :, 1:]).abs().min() > 0
 
