@@ -84,7 +84,7 @@ setup(
         "nvidia-dali-cuda120>=2.4",  # decoding and augmentation, on the GPU where there is one
         "open_clip_torch>=3.2",  # the published CLIP image weights that a backbone starts from
         "numpy>=2.0",  # the sampler: every random number of a run; its OpenBLAS, for products on some CPUs
-        "threadpoolctl>=3.5",  # switches off OpenBLAS's own threads; scikit-learn depends on it too
+        "threadpoolctl>=3.5",  # sets the number of OpenBLAS's threads; scikit-learn depends on it too
         "pyyaml>=6.0",  # recipes
         "pydantic>=2.10",  # recipe validation with messages that name the field
         "mlflow>=3.17",  # experiment tracking

@@ -7,7 +7,6 @@ runs on a machine compute the same. The measurements: docs/performance.md, "the 
 
 import os
 import platform
-from collections.abc import Callable
 from enum import Enum, auto
 from functools import cache
 from pathlib import Path
@@ -103,22 +102,16 @@ def library_of(operand: Tensor, outputs: int) -> Library:
 
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None, scale: float = 1.0) -> Tensor:
     """`scale * a @ b.T + bias`: R K, N K, N -> R N. Has no gradient where the library is not PyTorch's."""
-    compute = _routine(library_of(a, len(b)))
+    library = library_of(a, len(b))
+    if library is Library.PYTORCH:
+        return F.linear(a, b if scale == 1.0 else b * scale, bias)
+    compute = _onednn if library is Library.ONEDNN else _openblas().product
     if scale == 1.0:
         return compute(a, b, bias)
-    if a.device.type != "cpu" or a.dtype != torch.float32:
-        return compute(a, b * scale, bias)
     # The factor goes to the smallest of the three tensors.
     if len(a) * len(b) <= min(a.numel(), b.numel()):
         return compute(a, b, None if bias is None else bias / scale).mul_(scale)
     return compute(*((a * scale, b) if a.numel() <= b.numel() else (a, b * scale)), bias)
-
-
-def _routine(library: Library) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
-    """Computes a @ b.T + bias."""
-    if library is Library.PYTORCH:
-        return F.linear
-    return _onednn if library is Library.ONEDNN else _openblas().product
 
 
 def _onednn(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:  # R K, N K, N -> R N
