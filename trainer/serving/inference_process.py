@@ -11,7 +11,7 @@ from typing import Any
 
 from pipelines.worker_pool import STOP_SIGNALS, die_with_parent, signals_blocked
 from trainer.errors import RunError, UserError
-from trainer.system.process_exit import format_os_error
+from trainer.system.process_exit import unusable_path
 
 Work = Callable[[Any], Any]
 """Function from a request to a response; both are pickled between the two processes."""
@@ -140,7 +140,10 @@ def _work(pipe: Connection, prepare: Callable[[], tuple[Any, Work]]) -> None:
     try:
         description, work = prepare()
     except (UserError, OSError) as error:
-        pipe.send((False, format_os_error(error) if isinstance(error, OSError) else str(error)))
+        message = str(error) if isinstance(error, UserError) else unusable_path(error)
+        if message is None:
+            raise
+        pipe.send((False, message))
         return
     pipe.send((True, description))
     while True:

@@ -30,12 +30,14 @@ _OF_A_PATH = {
 def exit_on_sigterm(then: str) -> None:
     """On SIGTERM, exit with 143 by `sys.exit`, so that partial files are removed.
 
-    During an import the process ends at once: callbacks of the import lock, and some libraries, ignore
-    exceptions. then: what the user can do next, for the message.
+    During an import the process ends at once, and partial files stay: callbacks of the import lock, and some
+    libraries, ignore exceptions. then: what the user can do next, for the message.
     """
 
     def end(_: int, frame: FrameType | None) -> None:
-        print(f"ended by SIGTERM; {then}", file=sys.stderr, flush=True)
+        # The reader of the pipe may have ended, or the signal may have interrupted a write.
+        with suppress(OSError, RuntimeError):
+            print(f"ended by SIGTERM; {then}", file=sys.stderr, flush=True)
         while frame is not None:
             if frame.f_code.co_filename.startswith("<frozen importlib"):
                 os._exit(128 + signal.SIGTERM)
@@ -60,7 +62,7 @@ def exit_with(main: Callable[[], int], interrupted: str) -> NoReturn:
         with suppress(OSError):  # the reader of a pipe may have ended by the same Ctrl-C
             print(interrupted, file=sys.stderr)
     except Exception as error:
-        path = None if _is_rank() else _unusable_path(error)
+        path = None if _is_rank() else unusable_path(error)
         code = 1 if path is None else 2
         with suppress(OSError):
             text = traceback.format_exc()
@@ -81,8 +83,8 @@ def exit_with(main: Callable[[], int], interrupted: str) -> NoReturn:
     sys.exit(code)
 
 
-def _unusable_path(error: Exception) -> str | None:
-    """The message, if the error is that of a path."""
+def unusable_path(error: Exception) -> str | None:
+    """The message, if the error is that of a path that the user gave or of its permissions."""
     if not isinstance(error, OSError) or error.errno not in _OF_A_PATH:
         return None
     return format_os_error(error) if isinstance(error.filename, (str, bytes)) else None
