@@ -119,6 +119,8 @@ def run_order(item: pytest.Item) -> int:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     items.sort(key=run_order)
     if (shard := config.getoption("--shard")) is None:
+        if config.getoption("--whole-files"):
+            raise pytest.UsageError("--whole-files goes with --shard")
         return
     try:
         number, total = parse_shard(shard)
