@@ -59,7 +59,8 @@ class ClipMask(nn.Module):
         """`x` times the mask. hashed: uniform over int64."""
         kept = hashed >= round(self.rate * 2**64) - 2**63
         if x.dtype == torch.float32:
-            return x / ((1 - self.rate) / kept)  # by infinity where dropped: one pass over x, the same bits
+            # What is dropped is divided by infinity. On a CPU the bits are those of x * kept / (1 - rate).
+            return x / ((1 - self.rate) / kept)
         # Dividing afterwards: in bf16, rounding 1 / (1 - rate) first would bias all clips alike.
         return x * kept / (1 - self.rate)
 

@@ -124,13 +124,12 @@ class _OpenBLAS:
 
     def __init__(self) -> None:
         self._controller = _controller()
-        self._lock = Lock()  # of the number of threads
 
     def product(self, a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:  # R K, N K, N -> R N
         result = a.new_empty(len(a), len(b))
         operands = a.detach().numpy(), b.detach().t().numpy()
         # Infinite results are no warning, as in PyTorch.
-        with self._lock, self._controller.limit(limits=torch.get_num_threads()), np.errstate(all="ignore"):
+        with _LOCK, self._controller.limit(limits=torch.get_num_threads()), np.errstate(all="ignore"):
             np.dot(*operands, out=result.numpy())
         return result if bias is None else result.add_(bias)
 
@@ -140,5 +139,7 @@ def _openblas() -> _OpenBLAS:
     return _OpenBLAS()
 
 
+_LOCK = Lock()  # of OpenBLAS's number of threads
 if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_openblas.cache_clear)  # a lock that a thread of the parent holds
+    # Not during a product: OpenBLAS ends its threads before a fork.
+    os.register_at_fork(before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release)

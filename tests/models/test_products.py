@@ -126,7 +126,14 @@ def test_openblas_has_pytorchs_number_of_threads(monkeypatch, threads):
 
 @pytest.mark.parametrize(
     ("loaded", "given", "expected", "threads"),
-    [("models", None, "4", 2), ("numpy", None, "", 1), ("models", "26", "26", 1)],
+    [
+        ("models", None, "4", 2),
+        ("launch.train", None, "4", 2),
+        ("launch.evaluate", None, "4", 2),
+        ("launch.bench", None, "4", 2),
+        ("numpy", None, "", 1),
+        ("models", "26", "26", 1),
+    ],
 )
 def test_openblas_has_two_threads_only_if_they_sleep_between_products(
     monkeypatch, loaded, given, expected, threads
