@@ -99,7 +99,7 @@ def _create_optimiser(model: nn.Module, *, of_trainer: bool) -> torch.optim.Adam
     if not of_trainer:
         return torch.optim.AdamW(trained, lr=1e-6)
     is_finite = torch.ones((), dtype=torch.bool, device=trained[0].device)
-    return SkippableAdamW(trained, lambda: is_finite, lr=1e-6, fused=is_finite.is_cuda)
+    return SkippableAdamW(trained, lambda: is_finite, lr=1e-6, fused=True)
 
 
 def _trained(model: nn.Module) -> list[nn.Parameter]:

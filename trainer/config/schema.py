@@ -339,8 +339,8 @@ class EngineSection(Section):
     the fastest plan that fits."""
 
     fused: bool | Literal["auto"] = "auto"
-    """Update all weights in one kernel; `auto` does so on a GPU, where otherwise the host waits in each step
-    to read whether the gradient is finite. Results differ by rounding."""
+    """Update all weights in one kernel, which `auto` does. Otherwise the host waits in each step to read
+    whether the gradient is finite. Results differ by rounding."""
 
     compile: bool = False
     """Compile the model with `torch.compile`, as one graph; not with ZeRO stage 3."""

@@ -56,14 +56,13 @@ class Engine:
         if self.precision == "bf16":
             exact = {name: weight.detach().float().cpu() for name, weight in model.named_parameters()}
         optimisation = recipe.optimisation
-        fused = recipe.engine.fused
         optimiser = SkippableAdamW(
             parameter_groups(model, optimisation.weight_decay, optimisation.layer_decay),
             self._gradient_is_finite,
             lr=optimisation.learning_rate,
             betas=optimisation.betas,
             eps=optimisation.eps,
-            fused=environment.device.type == "cuda" if fused == "auto" else fused,
+            fused=recipe.engine.fused is not False,
         )
         # torch's own AdamW: one named in the configuration would compile DeepSpeed's at start.
         self.deepspeed, *_ = deepspeed.initialize(

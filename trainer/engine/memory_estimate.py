@@ -109,7 +109,7 @@ class MemoryModel:
             ranks=ranks,
             precision=precision,
             kind=kind,
-            fused=kind == "cuda" if fused == "auto" else fused,
+            fused=fused is not False,
             compiled=recipe.engine.compile,
             ema=recipe.optimisation.ema_decay is not None,
             prefetch=None if prefetch == "auto" else prefetch,
@@ -141,16 +141,18 @@ class MemoryModel:
         clips += (SUSPECT_BATCHES + (self.kind == "cpu")) * self._batch_bytes(micro_batch)
         buffers = self._buffers(zero_stage)
         lasting = buffers if zero_stage == 3 else 0  # other stages free them after each backward
-        # The gradients flattened, for the all-reduce or the update. On a GPU several kernels take two more
-        # copies, when ZeRO 1 and 2 have freed the gradients that were flattened; on a CPU copies of a piece.
+        # The gradients flattened, for the all-reduce or the update; several kernels take two more copies,
+        # when ZeRO 1 and 2 have freed the gradients that were flattened.
         update = 4 * trained // parts
-        if not self.fused and zero_stage >= 1 and self.kind == "cuda":
+        if not self.fused and zero_stage >= 1:
             freed = gradients if zero_stage <= 2 and not bf16 else 0
             update = max(update, 12 * trained // parts - freed)
         if bf16 and zero_stage <= 1:
             update = max(update, 6 * min(trained, REDUCE_BUCKET))
         # At the end of the backward ZeRO 3 holds the gradients of a bucket twice, the second time flattened.
-        flattened = 2 * (2 if bf16 else 4) * min(trained, REDUCE_BUCKET) if zero_stage == 3 else 0
+        # The buffers of several ranks include that.
+        is_alone = zero_stage == 3 and self.ranks == 1
+        flattened = 2 * (2 if bf16 else 4) * min(trained, REDUCE_BUCKET) if is_alone else 0
         ema = 4 * trained // parts if self.ema else 0
         working = max(
             buffers + self._activations(micro_batch, recomputed_blocks),

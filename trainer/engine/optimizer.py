@@ -1,15 +1,19 @@
 """AdamW that skips a nonfinite step on the device, and its parameter groups."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.adamw import adamw
 
 _BESIDE = -1
-# Elements that a CPU updates at a time. AdamW is nine operations, each over all elements; the weights, the
-# gradient and the moments of so many stay in its caches between them (docs/performance.md, "the update").
-_PIECE = 2**18
+# float32 elements of a CPU's cache line: one or more whole vectors. The fused kernel rounds the elements at a
+# tensor's end that fill no vector differently (docs/performance.md, "the update on a CPU").
+_CACHE_LINE = 16
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 _EMBEDDINGS = ("patch_embedding", "class_token", "position_embedding", "ln_pre")
 
 
@@ -19,7 +23,8 @@ class SkippableAdamW(torch.optim.AdamW):
     Fused, the kernel itself reads whether it is, so that the host never waits for the device; the step counts
     do not advance either. Otherwise the host reads it: no other AdamW of torch can be skipped on the device.
 
-    A CPU updates large tensors in pieces, which changes no bit of the result and takes less memory.
+    Fused on a CPU in float32, an element's result does not depend on its place in a contiguous tensor, nor on
+    the ranks that share the weights.
     """
 
     def __init__(self, params: Any, is_finite: Callable[[], Tensor], **options: Any) -> None:
@@ -34,41 +39,59 @@ class SkippableAdamW(torch.optim.AdamW):
 
     def step(self, closure: Any = None) -> Any:
         finite = self._is_finite()
-        if self.defaults["fused"]:
-            self.found_inf = finite.logical_not().float()
-        elif not finite:
-            return None
-        return super().step(closure)
+        if not self.defaults["fused"]:
+            return super().step(closure) if finite else None
+        self.found_inf = finite.logical_not().float()
+        tails = self._copy_tails() if finite.device.type == "cpu" else []
+        result = super().step(closure)
+        for tail in tails:
+            self._replace(tail)
+        return result
 
-    def _init_group(self, group: dict[str, Any], params: list[Tensor], *lists: list[Tensor]) -> bool:
-        """Fills the lists of what torch updates: weights, gradients, moments and counts of steps."""
-        has_complex: bool = super()._init_group(group, params, *lists)
-        if not self.defaults["fused"] and params and params[0].device.type == "cpu":
-            _split(params, *lists)
-        return has_complex
+    def _copy_tails(self) -> list["_Tail"]:
+        """Copies what is left over of each tensor behind its whole cache lines."""
+        tails = []
+        for group in self.param_groups:
+            for weight in group["params"]:
+                count = weight.numel() % _CACHE_LINE
+                if count == 0 or weight.grad is None or not weight.is_contiguous():
+                    continue
+                state = self.state.get(weight) or {"step": torch.zeros(())}
+                moments = [state[name] if name in state else torch.zeros_like(weight) for name in _MOMENTS]
+                copies = [
+                    F.pad(tensor.detach().reshape(-1)[-count:], (0, _CACHE_LINE - count))
+                    for tensor in (weight, weight.grad, *moments)
+                ]
+                tails.append(_Tail(group, weight, count, copies, state["step"].clone()))
+        return tails
+
+    def _replace(self, tail: "_Tail") -> None:
+        """Updates the copies, which are whole vectors, and puts them in the place of the tensors' ends."""
+        weight, gradient, *moments = tail.copies
+        adamw(
+            [weight], [gradient], moments[:1], moments[1:], [], [tail.step],
+            fused=True, found_inf=self.found_inf, amsgrad=False, maximize=False,
+            beta1=tail.group["betas"][0], beta2=tail.group["betas"][1],
+            lr=tail.group["lr"], weight_decay=tail.group["weight_decay"], eps=tail.group["eps"],
+        )  # fmt: skip
+        state = self.state[tail.weight]
+        for tensor, copy in zip(
+            (tail.weight, *(state[name] for name in _MOMENTS)), (weight, *moments), strict=True
+        ):
+            tensor.detach().view(-1)[-tail.count :].copy_(copy[: tail.count])
 
 
-def _split(
-    weights: list[Tensor],
-    gradients: list[Tensor],
-    means: list[Tensor],
-    squares: list[Tensor],
-    _: list[Tensor],  # AMSGrad's
-    steps: list[Tensor],
-) -> None:
-    """Puts pieces of large tensors in the place of the tensors, each with a count of steps to advance."""
-    whole = list(zip(weights, gradients, means, squares, steps, strict=True))
-    for filled in (weights, gradients, means, squares, steps):
-        filled.clear()
-    for *tensors, step in whole:
-        tensors = [tensor.detach() for tensor in tensors]
-        if all(tensor.is_contiguous() for tensor in tensors):
-            pieces = list(zip(*(tensor.view(-1).split(_PIECE) for tensor in tensors), strict=True))
-        else:
-            pieces = [tuple(tensors)]
-        for place, piece in zip((weights, gradients, means, squares), zip(*pieces, strict=True), strict=True):
-            place.extend(piece)
-        steps.extend([step, *(step.clone() for _ in pieces[1:])])
+@dataclass(frozen=True)
+class _Tail:
+    """The elements of a tensor behind its whole cache lines, before the update."""
+
+    group: dict[str, Any]
+    weight: Tensor
+    count: int
+    copies: list[Tensor]
+    """Of the weight, the gradient and the moments: a cache line each, with zeros at the end."""
+    step: Tensor
+    """Count of updates."""
 
 
 def parameter_groups(
