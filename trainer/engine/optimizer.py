@@ -57,7 +57,7 @@ class SkippableAdamW(torch.optim.AdamW):
                 if count == 0 or weight.grad is None or not weight.is_contiguous():
                     continue
                 state = self.state.get(weight) or {"step": torch.zeros(())}
-                moments = [state[name] if name in state else torch.zeros_like(weight) for name in _MOMENTS]
+                moments = [state[name] if name in state else weight.new_zeros(count) for name in _MOMENTS]
                 copies = [
                     F.pad(tensor.detach().reshape(-1)[-count:], (0, _CACHE_LINE - count))
                     for tensor in (weight, weight.grad, *moments)
